@@ -357,3 +357,16 @@ def test_one_section_alone_can_be_checked() -> None:
 def test_a_mistyped_path_is_not_taken_for_the_shipped_recipe_of_that_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"elsewhere/cskt\.yaml: no such file"):
         load_config(tmp_path / "elsewhere" / "cskt.yaml")
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = {
+        "data.root": "~/data", "data.cache_dir": "~/cache", "data.noise_file": "~/noise.npy", "output_dir": "~/runs",
+        "backbone.name": "~/clip.pt",
+    }  # fmt: skip
+    config = load_config("cskt", paths)
+    assert config.data.root == f"{tmp_path}/data" and config.data.cache_dir == f"{tmp_path}/cache"
+    assert config.data.noise_file == f"{tmp_path}/noise.npy" and config.output_dir == f"{tmp_path}/runs"
+    assert config.backbone.name == f"{tmp_path}/clip.pt"
+    assert load_config("cskt", {"backbone.name": "ViT-B/16"}).backbone.name == "ViT-B/16"

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cskt import device as device_room
-from cskt.device import free_memory_bytes, held_memory_bytes, native_bf16, pick_precision
+from cskt.device import free_memory_bytes, held_memory_bytes, native_bf16, pick_device, pick_precision
+from cskt.errors import CsktError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -53,6 +54,15 @@ def test_auto_is_bf16_on_such_a_cpu_alone(capabilities: dict[str, bool]) -> None
     assert [pick_precision(name, CPU) for name in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
     with pytest.raises(ValueError, match="unknown precision 'bf61': did you mean 'bf16'"):
         pick_precision("bf61", CPU)
+
+
+def test_a_device_that_is_not_here_is_refused_in_any_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for device in ("cuda", CUDA, torch.device("cuda", 1), torch.device("mps")):
+        with pytest.raises(CsktError, match=f"device '{device}' is not available here; use --device auto"):
+            pick_device(device)
+    assert pick_device(CPU) == pick_device("cpu") == CPU
 
 
 def test_memory_is_read_from_the_systems_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,8 +27,9 @@ NATIVE_BF16 = ("avx512_bf16", "amx_bf16")
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
     """Return the device of a name; `auto` and None take CUDA, then Apple's MPS, then the CPU."""
-    if isinstance(name, torch.device):
+    if isinstance(name, torch.device) and name.type not in ("cuda", "mps"):
         return name
+    name = None if name is None else str(name)
     if name is None or name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -14,6 +14,7 @@ from cskt.config import AugmentConfig
 from cskt.data.images import normalise
 from cskt.data.records import Split
 from cskt.embed import Built
+from cskt.errors import CsktError
 from tiny_run import quick_config
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
@@ -87,6 +88,14 @@ def test_the_loop_of_the_documentation_runs(dolls: Path, tmp_path: Path, monkeyp
     assert found
     exec(found.group(1), {})
     assert cskt.load("own.safetensors", device="cpu").model.method.keys() == {"prompts", "adapters"}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"caption_mask_probability": 0.1}, {"word_drop_probability": 0.1}, {"text_attention_dropout": 0.1}]
+)
+def test_augmentation_that_it_would_not_apply_is_refused(built: Built, split: Split, changes: dict[str, float]) -> None:
+    with pytest.raises(CsktError, match=f"augment.{next(iter(changes))} is not for images"):
+        cskt.PairDataset(split, built.tokenizer, built.model.architecture, AugmentConfig(**changes))  # type: ignore[arg-type]
 
 
 def test_wrong_arguments_are_named(built: Built, split: Split) -> None:

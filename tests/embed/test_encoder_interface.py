@@ -148,6 +148,7 @@ def test_each_path_has_one_kind(run: Path, tiny_backbone: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
+        ({"weights": "emma"}, "weights 'emma': must be model or ema"),
         ({"weights": "ema"}, "a trained run has one set of weights; leave out --weights ema"),
         ({"settings": {"text_heads": 2}}, "not plain CLIP weights, so these are fixed; leave out --text-heads"),
     ],
@@ -164,3 +165,32 @@ def test_unknown_settings_of_clip_are_refused(tmp_path: Path) -> None:
     save_backbone(tmp_path / "clip.safetensors", state, ARCHITECTURE, facts={})
     with pytest.raises(CsktError, match="settings: 'head' is not known; known: activation, vision_heads"):
         load(tmp_path / "clip.safetensors", settings={"head": 2})
+
+
+def test_a_tilde_is_the_home_folder(clip: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    clip.save(tmp_path / "saved" / "copy.safetensors")
+    for name in ("~/saved/copy.safetensors", Path("~/saved/copy.safetensors")):
+        encoder = load(name, **QUICK)
+        assert encoder.fingerprint == clip.fingerprint
+        assert encoder.source is not None and encoder.source.path == f"{tmp_path}/saved/copy.safetensors"
+
+
+def test_pixels_are_normalised_once_and_stay_as_they_are(clip: Encoder) -> None:
+    pixels = torch.full((1, 3, *clip.image_size), 255, dtype=torch.uint8)
+    assert clip.normalise(pixels).dtype == torch.float32 and (pixels == 255).all()
+    floats = torch.ones(1, 3, *clip.image_size)
+    with pytest.raises(CsktError, match=r"expected uint8 pixels, found torch\.float32; float images are taken as norm"):
+        clip.normalise(floats)
+    assert (floats == 1).all()
+    with pytest.raises(CsktError, match=r"expected images \[B, 3, "):
+        clip.normalise(pixels[0])
+
+
+def test_options_of_another_type_are_refused(tmp_path: Path, picture: Path) -> None:
+    encoder = Encoder(plain_clip(), Tokenizer(), device="cpu", cache_dir=str(tmp_path / "cache"))
+    assert encoder.encode_image([picture]).shape == (1, encoder.embed_dim)
+    assert (tmp_path / "cache").is_dir()
+    for wrong in ({"cache_dir": 3}, {"compile": "yes"}, {"show_progress": 1}):
+        with pytest.raises(TypeError, match=f"{next(iter(wrong))} must be"):
+            Encoder(plain_clip(), Tokenizer(), device="cpu", **wrong)  # type: ignore[arg-type]

@@ -328,6 +328,17 @@ def test_a_failed_export_leaves_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.parametrize("name", [".", "..", "../folder", "/"])
+def test_the_working_directory_is_not_replaced(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")
+    with pytest.raises(ValueError, match="is or contains the working directory; name a new folder with --output"):
+        check_possible("onnx", Path(name), int8=False)
+    with pytest.raises(ValueError, match="is or contains the working directory"), atomic_folder(Path(name)):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
 def test_an_impossible_export_is_refused_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--int8 is made by OpenVINO and not with --format onnx"):
         check_possible("onnx", tmp_path / "new", int8=True)

@@ -80,6 +80,15 @@ def test_the_numbers_of_events_have_tags() -> None:
     ]  # fmt: skip
 
 
+def test_values_of_a_hook_may_have_the_names_of_a_position() -> None:
+    event = {"event": "hook", "epoch": 2, "step": 6, "values": {"epoch": 3.0, "step": 7.0, "clean": 0.9}}
+    assert list(scalars_of(event)) == [
+        ("hook/values/epoch", 3.0),
+        ("hook/values/step", 7.0),
+        ("hook/values/clean", 0.9),
+    ]
+
+
 def test_scalars_reach_tensorboard(tmp_path: Path) -> None:
     with closing(TensorBoardLogger(tmp_path, CONFIG, {})) as board:
         for event in EVENTS:

@@ -37,3 +37,14 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, failure: BaseException
         assert caught.value is failure
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", [".", "..", "folder"])
+def test_a_folder_in_place_of_a_file_is_an_error_that_names_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(FileSystemError, match="cannot be written: "):
+        write_atomically(Path(name), lambda temporary: temporary.write_text("text"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["here", "folder"]

@@ -15,6 +15,7 @@ from cskt.config.types import (
     ChannelStds,
     Depth,
     Interpolation,
+    Location,
     Positive,
     PositiveReal,
     Real,
@@ -33,7 +34,7 @@ LoraTarget: TypeAlias = Literal["query", "key", "value", "out", "fc", "proj"]
 class BackboneConfig:
     """CLIP model below the method, and its image size."""
 
-    name: str = "ViT-B/16"
+    name: Location = "ViT-B/16"
     """clip-tiny (ships with the package), a published name such as ViT-B/16, a Hugging Face repository, or a path."""
     weights: WeightsChoice = "model"
     """model or ema: which weights are taken from a checkpoint that also holds their moving average."""

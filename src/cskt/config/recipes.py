@@ -24,7 +24,7 @@ from cskt.errors import CsktError
 from cskt.utils.arguments import expect
 from cskt.utils.checked import describe, main_fault
 from cskt.utils.messages import nearest
-from cskt.utils.paths import check_path
+from cskt.utils.paths import expanded
 
 Config = TypeVar("Config")
 WHOLE = ("weights", "ops", "views")
@@ -46,8 +46,7 @@ def continues_run(path: Path) -> bool:
 def resolve_recipe(name_or_path: str | Path) -> Path:
     """Return the file of a recipe given by name (`cskt`, `irra`) or by path."""
     expect(name_or_path, (str, Path), "a recipe")
-    path = Path(name_or_path)
-    check_path(path)
+    path = expanded(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         shipped = RECIPES / path.name
         is_shipped = path.parent in (Path(), Path("recipes")) and shipped.is_file()

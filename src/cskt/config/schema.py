@@ -18,6 +18,7 @@ from cskt.config.model_sections import AdapterConfig, BackboneConfig, LoraConfig
 from cskt.config.training_sections import AugmentConfig, DataConfig, LoopConfig, LossConfig, MlmConfig, OptimConfig
 from cskt.config.types import (
     STRICT,
+    Location,
     NonNegative,
     Plain,
     Precision,
@@ -49,7 +50,7 @@ class RunConfig:
 
     name: str = "cskt"
     """Name of the run; part of the run folder's name."""
-    output_dir: str = "logs"
+    output_dir: Location = "logs"
     """Folder that receives <dataset>/<time>_<name>."""
     seed: Annotated[NonNegative, Lt(2**63)] = 1
     """Seed of initialisation, sampling and augmentation."""
@@ -60,7 +61,7 @@ class RunConfig:
     trainable: Literal["added", "projections", "all", "none"] = "added"
     """added: the parts of the method (prompts, couplings, adapters, LoRA) | projections: these and the two output
     projections | all | none."""
-    init_from: str | None = None
+    init_from: Location | None = None
     """Run folder, released folder, or file of `cskt export --merge`, whose weights training starts from: weights only,
     with a new optimizer and schedule; none for the start that the recipe describes."""
     frozen: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from cskt.config.types import (
     DatasetName,
     Fraction,
     Interpolation,
+    Location,
     NonNegative,
     NonNegativeReal,
     Plain,
@@ -140,7 +141,7 @@ class MlmConfig:
 class MixedDataset:
     """A further data set of a training."""
 
-    root: str = "data"
+    root: Location = "data"
     """Folder that holds the data set's folder, or that folder itself."""
     dataset: DatasetName | None = None
     """Name of the data set; that of data.dataset if empty."""
@@ -154,7 +155,7 @@ class DataConfig:
 
     dataset: DatasetName = "cuhk-pedes"
     """cuhk-pedes, icfg-pedes, rstpreid or jsonl."""
-    root: str = "data"
+    root: Location = "data"
     """Folder that holds the data set's folder (CUHK-PEDES, ICFG-PEDES, RSTPReid), or that folder itself."""
     select_on: Literal["val", "test", "train"] = "val"
     """Split that picks the best epoch; test is the published protocol, and train is for data with too few people to
@@ -189,14 +190,14 @@ class DataConfig:
     galleries always do."""
     cache_images: bool = False
     """Keep the resized uint8 images in memory."""
-    cache_dir: str | None = None
+    cache_dir: Location | None = None
     """Folder of a memory-mapped cache of the resized images, shared by runs; none keeps none."""
     train_fraction: Annotated[Real, Gt(0), Le(1)] = 1.0
     """Share of the training identities that is used (small-data studies)."""
     noise_rate: Annotated[Real, Ge(0), Le(1)] = 0.0
     """Share of the training captions that change places with each other, drawn with the seed, to measure how a method
     tolerates wrong pairs (RDE, Qin et al. 2024: 0.2, 0.5, 0.8)."""
-    noise_file: str | None = None
+    noise_file: Location | None = None
     """File of such a noise in RDE's format, .npy: number i is the caption that replaces training caption i."""
     captions_per_image: Positive = 1
     """Captions of an image in one step, with the image encoded once; batch_size still counts pairs."""

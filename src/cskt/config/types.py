@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, BeforeValidator, ConfigDict
 
 from cskt.errors import CsktError
+from cskt.utils.paths import expanded
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -26,6 +27,12 @@ def normalised(name: str) -> str:
     return name.strip().lower().replace("_", "-")
 
 
+def _home_expanded(location: str) -> str:
+    return str(expanded(location)) if location.startswith("~") else location
+
+
+Location: TypeAlias = Annotated[str, AfterValidator(_home_expanded)]
+"""A path, with the home folder in place of a leading `~`, or a name that stands for one."""
 DatasetName: TypeAlias = Annotated[str, AfterValidator(normalised)]
 """Name under which a data set is registered; `RSTPReid` is read as `rstpreid`."""
 Whole: TypeAlias = Annotated[int, BeforeValidator(_no_truth_value)]  # YAML's `yes` would otherwise be a 1

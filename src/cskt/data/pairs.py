@@ -6,6 +6,8 @@ continues an interrupted epoch.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,7 +18,11 @@ from cskt.config.types import Interpolation
 from cskt.data.images import ImageReader, augment, normalise
 from cskt.data.records import Split
 from cskt.data.tokenizer import Tokenizer
+from cskt.errors import CsktError
 from cskt.utils.arguments import expect
+
+OF_IMAGES = ("flip_probability", "pad_pixels", "erase_probability", "erase_area", "erase_ratio", "ops", "draws")
+"""Settings of `AugmentConfig` that `augment` applies to images."""
 
 
 class PairDataset(Dataset[dict[str, Tensor]]):
@@ -28,13 +34,16 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         split: of `cskt.read_dataset`.
         tokenizer: of the model, as `cskt.build` returns it.
         architecture: of the model; its image size, mean and standard deviation are used.
-        augmentation: `AugmentConfig()` for the augmentation of CSKT's recipe, drawn anew at each access from torch's
+        augmentation: of the images; `AugmentConfig()` is that of CSKT's recipe, drawn anew at each access from torch's
             random numbers; None for none.
         interpolation: filter that resizes images.
         apply_orientation: turn images as their EXIF orientation says.
 
     Attributes:
         num_identities: number of people in the split.
+
+    Raises:
+        CsktError: `augmentation` has settings of captions or further views, which the package's trainer alone applies.
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -60,6 +69,7 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         expect(tokenizer, Tokenizer, "tokenizer", "cskt.build(config).tokenizer is one")
         expect(architecture, ClipArchitecture, "architecture", "cskt.build(config).model.architecture is one")
         expect(augmentation, (AugmentConfig, type(None)), "augmentation")
+        _check_images_only(augmentation or AugmentConfig())
         self.split, self.architecture, self.augmentation = split, architecture, augmentation
         self._reader = ImageReader(
             architecture.image_height, architecture.image_width, interpolation, apply_orientation
@@ -102,3 +112,12 @@ class PairDataset(Dataset[dict[str, Tensor]]):
             "pids": self._pids[index],
             "image_ids": torch.tensor(image_id),
         }
+
+
+def _check_images_only(config: AugmentConfig) -> None:
+    for field in dataclasses.fields(AugmentConfig):
+        if field.name not in OF_IMAGES and getattr(config, field.name):
+            raise CsktError(
+                f"augment.{field.name} is not for images, and a PairDataset applies nothing else; leave it at its"
+                " default, or train with cskt.train"
+            )

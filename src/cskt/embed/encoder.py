@@ -109,7 +109,8 @@ class Encoder:
         self.source = source
         self.config = config
         self.note = note
-        self._cache_dir, self._compile = options.cache_dir, options.compile
+        self._cache_dir = None if options.cache_dir is None else Path(options.cache_dir)
+        self._compile = options.compile
 
     def __repr__(self) -> str:
         height, width = self.image_size
@@ -207,10 +208,19 @@ class Encoder:
         Returns:
             [B, 3, H, W] float32 on the model's device.
 
+        Raises:
+            CsktError: pixels of another shape or type.
+
         Example:
             >>> cskt.load("clip-tiny", device="cpu").normalise(torch.zeros(2, 3, 128, 64, dtype=torch.uint8)).dtype
             torch.float32
         """
+        check_images(pixels, self.image_size)
+        if pixels.dtype != torch.uint8:
+            raise CsktError(f"expected uint8 pixels, found {pixels.dtype}; float images are taken as normalised")
+        return self._normalised(pixels)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
         architecture = self.model.architecture
         return normalise(to_device(pixels, self.device), architecture.image_mean, architecture.image_std)
 
@@ -432,7 +442,7 @@ class Encoder:
 
     def _pixel_features(self, pixels: Tensor) -> Tensor:
         """[b, 3, H, W] uint8 -> [b, D] float32 unit rows."""
-        return self._normalised_features(self.normalise(pixels))
+        return self._normalised_features(self._normalised(pixels))
 
     def _normalised_features(self, images: Tensor) -> Tensor:
         """[b, 3, H, W] float -> [b, D] float32 unit rows."""

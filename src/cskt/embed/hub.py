@@ -18,6 +18,7 @@ from cskt.config.file_names import BEST, CONFIG
 from cskt.embed.exported import EXPORT_FILES, EXPORTED
 from cskt.errors import CsktError
 from cskt.utils.messages import one_line
+from cskt.utils.paths import expanded
 
 PREFIX = "hf:"
 """Start of a model argument that names a repository."""
@@ -69,8 +70,8 @@ def pinned(path: str | Path) -> str:
 
 
 def local_path(model: str | Path) -> Path:
-    """Return the path of a model argument; a model on the Hub is fetched first, unless it is cached."""
-    return hub_folder(model) if is_hub_name(model) else Path(model)
+    """Return the path of a model argument, `~` expanded; a model on the Hub is fetched first, unless it is cached."""
+    return hub_folder(model) if is_hub_name(model) else expanded(model)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class EncodeOptions:
     """Images or captions computed at once."""
     num_workers: int = DataConfig.num_workers
     """Threads that decode images."""
-    cache_dir: Path | None = None
+    cache_dir: str | Path | None = None
     """Folder of a memory-mapped cache of the resized images (`cskt.data.pixel_cache`), for image files."""
     compile: bool = False
     """Compile the towers with torch.compile; on a CPU that takes a C++ compiler."""
@@ -48,6 +48,9 @@ class EncodeOptions:
         expect(self.precision, (str, type(None)), "precision")
         whole_number(self.batch_size, "batch_size", 1)
         whole_number(self.num_workers, "num_workers", 0)
+        expect(self.cache_dir, (str, Path, type(None)), "cache_dir")
+        expect(self.compile, bool, "compile")
+        expect(self.show_progress, bool, "show_progress")
         templates = listed(() if self.templates is None else self.templates, str, "templates")
         if isinstance(self.templates, str) or not all(template.count("{}") == 1 for template in templates):
             raise CsktError("templates must be a list of sentences, each with one {} where the caption goes")
@@ -59,7 +62,7 @@ class ComputeKeywords(TypedDict, total=False):
     templates: Sequence[str] | None
     batch_size: int
     num_workers: int
-    cache_dir: Path | None
+    cache_dir: str | Path | None
     compile: bool
     show_progress: bool
 

@@ -115,7 +115,9 @@ class Reader(ABC):
         )  # fmt: skip
 
     def check(self, source: ModelSource) -> None:
-        """Raise CsktError for an argument that has no effect on this kind of model."""
+        """Raise CsktError for an argument that has no effect on this kind of model, or is none of its values."""
+        if source.weights not in (None, "model", "ema"):
+            raise CsktError(f"weights '{source.weights}': must be model or ema")
         if source.weights == "ema" and not self.may_hold_ema:
             raise CsktError(f"{source.path}: a trained run has one set of weights; leave out --weights ema")
         if source.ignore_extra and not self.may_have_extra:

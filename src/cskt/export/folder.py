@@ -50,6 +50,7 @@ def check_possible(form: Form, target: Path, *, int8: bool) -> None:
     """Check that an export is possible and its folder usable, before anything is loaded."""
     if int8 and form != "openvino":
         raise CsktError(f"--int8 is made by OpenVINO and not with --format {form}; give --format openvino")
+    check_replaceable(target)
     require(form, *NEEDED[form])
     if target.is_symlink() or target.is_file() or (target.is_dir() and _others(target)):
         raise CsktError(f"{target}: holds something else than an exported model; name another folder with --output")
@@ -63,9 +64,17 @@ def _others(folder: Path) -> list[Path]:
     return [path for path in entries if path.name not in EXPORT_FILES or path.is_symlink() or not path.is_file()]
 
 
+def check_replaceable(folder: Path) -> None:
+    """Check that a folder can be replaced: neither the working directory nor one that contains it."""
+    place, here = folder.resolve(), Path.cwd()
+    if place == here or place in here.parents:
+        raise CsktError(f"{folder}: is or contains the working directory; name a new folder with --output")
+
+
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder that replaces `target`, which may be an older export, if nothing is raised."""
+    check_replaceable(target)
     fresh, older = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("new", "old"))
     try:
         with write_errors(target):

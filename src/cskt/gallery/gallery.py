@@ -26,6 +26,7 @@ from cskt.image_files.decode import Source
 from cskt.plugins import load_plugins
 from cskt.utils.arguments import listed
 from cskt.utils.messages import renamed
+from cskt.utils.paths import expanded
 
 Model: TypeAlias = str | Path | ModelSource
 """Source of a model, as `cskt.load` takes it."""
@@ -80,8 +81,9 @@ class Gallery(GalleryReader):
         """
         load_plugins(plugins)
         manifest = Manifest.of(encoder, source_of(encoder, model), store)
-        create_gallery(Path(folder), manifest)
-        return cls(Path(folder), manifest, encoder, None)
+        place = expanded(folder)
+        create_gallery(place, manifest)
+        return cls(place, manifest, encoder, None)
 
     @classmethod
     def open(
@@ -104,10 +106,11 @@ class Gallery(GalleryReader):
             'clip-tiny'
         """
         load_plugins(plugins)
-        manifest = read_manifest(Path(folder))
+        place = expanded(folder)
+        manifest = read_manifest(place)
         if encoder is not None:
-            check_model(Path(folder), manifest, encoder)
-        return cls(Path(folder), manifest, encoder, device)
+            check_model(place, manifest, encoder)
+        return cls(place, manifest, encoder, device)
 
     def index(
         self,

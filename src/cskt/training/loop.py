@@ -26,6 +26,7 @@ from cskt.training.trainer import Trainer
 from cskt.utils.arguments import expect
 from cskt.utils.console import bar
 from cskt.utils.messages import command_text
+from cskt.utils.paths import expanded
 
 
 class Resume(Enum):
@@ -114,7 +115,7 @@ def train(
     expect(folder, (str, Path, type(None)), "folder")
     load_plugins(plugins)
     config = load_config(config)
-    stated = None if folder is None else Path(folder)
+    stated = None if folder is None else expanded(folder)
     with process_group() as processes, ShutdownSignal() as shutdown, ExitStack() as stack:
         # Set up.
         with shutdown.immediate():

@@ -33,7 +33,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, keep_permis
     Raises:
         FileSystemError: the disk is full, the folder is read-only, ...; an older file at `path` is then unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = path.parent / f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp"
     with write_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from cskt.data.datasets.base import DATASETS, DatasetFormat, dataset_key, folder
 from cskt.data.records import SPLIT_NAMES, Record, Split, number_pids
 from cskt.errors import CsktError, MissingFileError
 from cskt.utils.arguments import expect
-from cskt.utils.paths import check_path
+from cskt.utils.paths import expanded
 
 for _module in pkgutil.iter_modules(__path__, f"{__name__}."):  # each registers its data set
     importlib.import_module(_module.name)
@@ -50,8 +50,7 @@ def read_dataset(name: str, root: Path | str) -> dict[str, Split]:
     expect(name, str, "name")
     expect(root, (str, Path), "root")
     key = dataset_key(name)
-    dataset, folder = DATASETS[key], Path(root)
-    check_path(folder)
+    dataset, folder = DATASETS[key], expanded(root)
     if dataset.folder and (folder / dataset.folder).is_dir():
         folder = folder / dataset.folder
     if not folder.is_dir():
@@ -60,7 +59,7 @@ def read_dataset(name: str, root: Path | str) -> dict[str, Split]:
     try:
         records = dataset.read(folder)
     except MissingFileError:
-        if (found := present(Path(root))) and key not in found:
+        if (found := present(expanded(root))) and key not in found:
             meant = f"did you mean --dataset {found[0]}?"
             raise MissingFileError(f"{folder}: does not hold {key}, but {', '.join(found)}; {meant}") from None
         raise

@@ -113,7 +113,7 @@ class Loggers:
 
 
 def scalars_of(event: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield the numbers of an event with their tags, but for `step` and `epoch`.
+    """Yield the numbers of an event with their tags, but for its position, `step` and `epoch`.
 
     Example:
         >>> list(scalars_of({"event": "step", "step": 7, "loss": 2.5, "losses": {"sdm": 1.5}}))
@@ -121,14 +121,15 @@ def scalars_of(event: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         >>> list(scalars_of({"event": "evaluation", "stage": "epoch", "step": 7, "t2i": {"r1": 0.5}}))
         [('epoch/t2i/r1', 0.5)]
     """
-    yield from _numbers(event, event.get("stage", event["event"]))
+    numbers = {name: value for name, value in event.items() if name not in ("step", "epoch")}
+    yield from _numbers(numbers, event.get("stage", event["event"]))
 
 
 def _numbers(values: Mapping[str, Any], tag: str) -> Iterator[tuple[str, float]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{tag}/{name}")
-        elif isinstance(value, int | float) and name not in ("step", "epoch"):
+        elif isinstance(value, int | float):
             yield f"{tag}/{name}", float(value)
 
 
