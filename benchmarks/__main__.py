@@ -26,7 +26,7 @@ def measured(name: str, quick: bool, threads: int) -> list[Row]:
 
 
 def main() -> None:
-    """Print one table and return the exit code."""
+    """Measure the tables and print them as one."""
     parser = measure.parser(__doc__)
     parser.add_argument("--only", metavar="NAMES", help=f"of {', '.join(TABLES)}, separated by commas")
     args = parser.parse_args()

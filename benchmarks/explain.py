@@ -204,7 +204,7 @@ def without_embedding(encoder: Encoder, sentence: str, word: str, share: float) 
 
 
 def compare_words(encoder: Encoder, folder: Path) -> dict[str, list[Score]]:
-    """Return the candidates that represent a word: its phrase, the word alone, or the difference that it makes."""
+    """Score each candidate for representing a word: its phrase, the word alone, or the difference that it makes."""
     rng, scores = random.Random(1), {}
     for crop in crops(folder, encoder.model.architecture):
         chosen = rng.sample(crop.parts, min(3, len(crop.parts)))
@@ -236,7 +236,7 @@ def compare_words(encoder: Encoder, folder: Path) -> dict[str, list[Score]]:
 
 
 def show(title: str, scores: dict[str, list[Score]]) -> None:
-    """Format one line per method, the best first."""
+    """Print one line per method, the best first."""
     print(f"\n{title:44} {'found':>6} {'chance':>6} {'contrast > 1':>12} {'median contrast':>15} {'maps':>5}")
     for name, rows in sorted(scores.items(), key=lambda item: -statistics.fmean(row.found for row in item[1])):
         found, chance = (statistics.fmean(getattr(row, key) for row in rows) for key in ("found", "chance"))

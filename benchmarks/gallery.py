@@ -107,6 +107,7 @@ def vectors_of(start: int, end: int) -> NDArray[np.float32]:
 
 
 def name_of(row: int) -> str:
+    """Return the name of a crop."""
     return f"cam{row % NUM_CAMERAS}/{row:09d}.jpg"
 
 

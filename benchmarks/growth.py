@@ -32,7 +32,7 @@ from cskt.report.style import INK, LINES, MUTED, STYLE, new_figure, svg
 
 TIMES_LARGER = (1, 2, 4)
 SMALLEST = {"text encode": 500, "image encode": 250, "metrics": 2500, "index": 250}
-"""Largest number of captions, images, queries or crops."""
+"""Smallest number of captions, images, queries or crops; larger sizes are `TIMES_LARGER` times as many."""
 QUICK_DIVISOR = 10
 GALLERY_SIZE, DIMENSIONS = 5000, 512
 """Gallery size of the metrics, whose queries grow."""

@@ -176,7 +176,7 @@ def as_json(rows: Sequence[Row], **facts: object) -> dict[str, Any]:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Add the options that every table has: --quick, --threads, --json."""
+    """Return a parser with the options that every table has: --quick, --threads, --json."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, says nothing of speed")
     made.add_argument("--threads", type=int, default=THREADS)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.gallery import name_of
 from cskt.gallery.stores.base import Crop, CropRecord
 from cskt.gallery.stores.lance.lance_store import LanceStore, open_lance
 
@@ -65,11 +66,6 @@ def measure(folder: Path, crops: int) -> dict[str, float]:
         "disk_mb_largest": round(max(largest) / 1e6),
         "disk_mb_after": round(disk_bytes(folder) / 1e6),
     }
-
-
-def name_of(row: int) -> str:
-    """Return the name of a crop."""
-    return f"cam{row % 8}/{row:09d}.jpg"
 
 
 def fill(store: LanceStore, crops: int) -> None:

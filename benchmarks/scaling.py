@@ -36,7 +36,7 @@ RUNS = ((1, 1), (2, 1), (1, 2))
 """(processes, threads per process)"""
 BATCH_SIZE, NUM_STEPS, ROUNDS = 16, 4, 3
 CAPTIONS_PER_PERSON = 8
-"""Identities of the generated data set, with four images and two captions per image."""
+"""Captions of a generated person: four images with two captions each."""
 METHODS = ("cskt", "finetune")
 """Recipes: CSKT trains 7 % of the parameters, fine-tuning all."""
 

@@ -169,7 +169,7 @@ def count_step(method: str, architecture: ClipArchitecture) -> Step:
 
 
 def _loss_of(pairs: int, embed_dim: int) -> tuple[int, int, int]:
-    features = [torch.randn(pairs, embed_dim, requires_grad=True) for _ in METHODS]
+    features = [torch.randn(pairs, embed_dim, requires_grad=True) for _ in range(2)]
     pids = torch.arange(pairs)
     return counted(lambda: torch.autograd.backward(losses.sdm(features[0], features[1], pids)))
 
@@ -184,12 +184,12 @@ class Projection:
     computing_seconds: float
     loss_seconds: float
     gathering_seconds: float
-    adding_seconds: float
+    reducing_seconds: float
 
     @property
     def step_seconds(self) -> float:
         """Seconds per step."""
-        return self.computing_seconds + self.loss_seconds + self.gathering_seconds + self.adding_seconds
+        return self.computing_seconds + self.loss_seconds + self.gathering_seconds + self.reducing_seconds
 
     @property
     def pairs_per_second(self) -> float:
@@ -234,7 +234,7 @@ def project(
         computing_seconds=max(step.kernels * device.launch_seconds, busy),
         loss_seconds=similarities * step.loss_bytes / device.bytes_per_second + loss_flop / device.float32_flops,
         gathering_seconds=_gathering(devices, 4 * batch_size * step.embed_dim, links),
-        adding_seconds=_adding_up(devices, step.gradient_bytes, links),
+        reducing_seconds=_all_reduce_seconds(devices, step.gradient_bytes, links),
     )
 
 
@@ -246,7 +246,7 @@ def _gathering(devices: int, num_bytes: float, links: Links) -> float:
     return 2 * ((devices - 1) / devices * num_bytes / speed + (devices - 1) * latency)
 
 
-def _adding_up(devices: int, num_bytes: float, links: Links) -> float:
+def _all_reduce_seconds(devices: int, num_bytes: float, links: Links) -> float:
     """Return the seconds to all-reduce gradients: a ring in each machine, then a ring between machines per device."""
     near, machines = min(devices, links.devices_per_machine), math.ceil(devices / links.devices_per_machine)
     within = (near - 1) / near * num_bytes / links.device_bytes_per_second + (near - 1) * links.device_latency_seconds
@@ -271,7 +271,7 @@ def plan_table(rows: list[Projection]) -> str:
     ]
     for row in rows:
         alone = next(one for one in rows if one.method == row.method and one.devices == 1)
-        parts = (row.computing_seconds, row.loss_seconds, row.gathering_seconds, row.adding_seconds)
+        parts = (row.computing_seconds, row.loss_seconds, row.gathering_seconds, row.reducing_seconds)
         efficiency = row.pairs_per_second / row.devices / alone.pairs_per_second
         cells = [row.method, str(row.devices), f"{row.batch_size:,}", *(f"{1e3 * part:.2f} ms" for part in parts)]
         cells += [f"{row.pairs_per_second:,.0f}", f"{efficiency:.0%}", f"{row.num_steps:,}", f"{row.minutes:.1f}"]

@@ -69,7 +69,7 @@ def add_gradients_in_pieces(model: nn.Module, pairs: Pairs) -> None:
 
 
 def stepper(owner: DualEncoder, forward_backward: Callable[[Pairs], None]) -> Callable[[Pairs], None]:
-    """Run a training step; the parameters are those of `owner`."""
+    """Return a function that makes a training step; the parameters are those of `owner`."""
     optimizer = build_optimizer(owner.named_parameters(), OptimConfig())
 
     def step(pairs: Pairs) -> None:
@@ -81,7 +81,7 @@ def stepper(owner: DualEncoder, forward_backward: Callable[[Pairs], None]) -> Ca
 
 
 def in_one(model: nn.Module, precision: str = "fp32") -> Callable[[Pairs], None]:
-    """Run the backward pass of `loss_of` for the whole batch at once."""
+    """Return a function that runs the backward pass of `loss_of` for the whole batch at once."""
     return lambda pairs: torch.autograd.backward(loss_of(model, pairs, precision))
 
 

@@ -46,10 +46,10 @@ def test_identities_are_kept_apart(tmp_path: Path) -> None:
         *["2/1"] * 2,
     ]
     assert (data.train.dataset, data.train.num_ids, data.train.counts.num_captions) == ("jsonl + jsonl", 5, 20)
-    assert [part.num_images for part in data.parts] == [6, 4]
+    assert [part.num_images for part in data.mix_parts] == [6, 4]
     assert [[record.pid for record in split.records] for split in data.selection] == [[90, 91], [90, 91]]
     alone = read_training_data(DataConfig(dataset="jsonl", root=str(tmp_path / "a")))
-    assert alone.parts == () and [record.pid for record in alone.train.records] == [0, 0, 1, 1, 2, 2]
+    assert alone.mix_parts == () and [record.pid for record in alone.train.records] == [0, 0, 1, 1, 2, 2]
 
 
 def test_images_without_identity_are_people_of_their_own_in_a_mix(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_images_without_identity_are_people_of_their_own_in_a_mix(tmp_path: Path
 def epoch_of(config: DataConfig, epoch: int = 0) -> list[list[int]]:
     """Return the image of each pair, batch by batch."""
     train, parts, _ = read_training_data(config)
-    loader = TrainingLoader(train, Tokenizer(), config, ImageReader(8, 8), seed=3, parts=parts)
+    loader = TrainingLoader(train, Tokenizer(), config, ImageReader(8, 8), seed=3, mix_parts=parts)
     batches = [batch.image_ids.tolist() for batch in loader.epoch(epoch)]
     assert len(batches) == loader.num_steps(epoch)
     return batches
@@ -115,7 +115,7 @@ def test_data_sets_that_share_an_image_or_do_not_fill_a_batch_are_refused(tmp_pa
     train, parts, _ = read_training_data(config)
     with pytest.raises(CsktError, match="data.batch_size 12 is more than the 8 training pairs"):
         large = load_config({"data": {"batch_size": 12, "mix_batches": "one"}}).data
-        TrainingLoader(train, Tokenizer(), large, ImageReader(8, 8), seed=3, parts=parts)
+        TrainingLoader(train, Tokenizer(), large, ImageReader(8, 8), seed=3, mix_parts=parts)
     (tmp_path / "b" / "val" / "0.jpg").unlink()
     (tmp_path / "b" / "val" / "0.jpg").symlink_to(tmp_path / "a" / "train" / "0.jpg")
     with pytest.raises(CsktError, match="data.mix: images in both train and val: 1 .*must not share images"):

@@ -75,7 +75,7 @@ def test_pairs_of_a_mix_are_named_by_their_place_in_all_of_it(configure: Configu
     context = prepare(configure())
     split, data = context.train_split, context.config.data
     parts = [Part(5, 2.0), Part(len(split.records) - 5, 1.0)]
-    loader = TrainingLoader(split, context.tokenizer, data, context.loader._reader, seed=3, parts=parts)
+    loader = TrainingLoader(split, context.tokenizer, data, context.loader._reader, seed=3, mix_parts=parts)
     check_pairs(loader, split.captions, split.caption_image_ids, split.caption_pids, context)
 
 

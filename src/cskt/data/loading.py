@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cskt.config import DataConfig
 from cskt.data.images import ImageReader
-from cskt.data.mixing import Part
+from cskt.data.mixing import MixPart
 from cskt.data.pixel_cache import ImageArray, PixelStore
 from cskt.data.records import Split
 from cskt.data.samplers import check_batch_size, draw_batches, draw_mixed_batches, draw_units
@@ -56,7 +56,7 @@ class TrainingLoader:
 
     Args:
         seed: decides the order together with the epoch.
-        parts: the data sets that the split consists of, one after the other; none if it is one data set.
+        mix_parts: the data sets that the split consists of, one after the other; none if it is one data set.
 
     Raises:
         CsktError: the sampler cannot draw batches of the configured size from this split.
@@ -70,7 +70,7 @@ class TrainingLoader:
         reader: ImageReader,
         *,
         seed: int,
-        parts: Sequence[Part] = (),
+        mix_parts: Sequence[MixPart] = (),
     ) -> None:
         self._paths = split.image_paths
         self._data = data
@@ -92,9 +92,9 @@ class TrainingLoader:
         self._num_even_steps = num_whole + (num_left > 0 and not drops)
         self._drawn: tuple[int, list[Tensor]] = -1, []
         """The epoch that was drawn last, and its batches: counting them should not draw them twice."""
-        self._part_of_image = np.repeat(np.arange(len(parts)), [part.num_images for part in parts])
-        self._weights = [part.weight for part in parts]
-        if parts:
+        self._part_of_image = np.repeat(np.arange(len(mix_parts)), [part.num_images for part in mix_parts])
+        self._weights = [part.weight for part in mix_parts]
+        if mix_parts:
             self._batches(0)  # checks the size of the batches of each data set
 
     def epoch(self, epoch: int, start_step: int = 0, share: Share = range) -> Generator[Batch, None, None]:

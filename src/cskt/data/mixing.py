@@ -16,7 +16,7 @@ from cskt.errors import CsktError
 logger = logging.getLogger(__name__)
 
 
-class Part(NamedTuple):
+class MixPart(NamedTuple):
     """Consecutive images of a training split that come from one data set."""
 
     num_images: int
@@ -29,8 +29,8 @@ class TrainingData(NamedTuple):
 
     train: Split
     """All training pairs, one data set after the other."""
-    parts: tuple[Part, ...]
-    """The data sets in it."""
+    mix_parts: tuple[MixPart, ...]
+    """The data sets in it; empty if it is one alone."""
     selection: tuple[Split, ...]
     """Selection split of each data set; the first one picks the best epoch."""
 
@@ -69,7 +69,7 @@ def read_training_data(data: DataConfig, seed: int = 0, *, refuse_overlaps: bool
             "mix: %s in %s, %d pairs, each %g times in an epoch",
             split.dataset, source.root, len(split.captions), source.weight,
         )  # fmt: skip
-    parts = tuple(Part(len(split.records), source.weight) for (split, _), source in zip(read, sources, strict=True))
+    parts = tuple(MixPart(len(split.records), source.weight) for (split, _), source in zip(read, sources, strict=True))
     return TrainingData(train, parts, selection)
 
 

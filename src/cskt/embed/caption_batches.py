@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 BATCH_TOKENS = {"cpu": 32, "cuda": 4096, "mps": 4096}
-"""Device -> the fixed cost of a batch, in tokens. On a CPU it is that of reading the weights; on a GPU also of starting
-kernels, in whose time thousands of tokens could be computed. The value for CUDA and MPS is an assumption."""
+"""Device -> fixed cost of a batch, as a number of tokens: on a CPU, reading the weights; on a GPU, also starting the
+kernels. The value for CUDA and MPS is assumed."""
 
 
 def caption_batches(lengths: Tensor, batch_size: int, device_type: str) -> list[Tensor]:
@@ -27,20 +27,21 @@ def caption_batches(lengths: Tensor, batch_size: int, device_type: str) -> list[
     """
     order = lengths.argsort(stable=True)
     found, counts = torch.unique(lengths, return_counts=True)
-    sizes, ends = found.tolist(), counts.cumsum(0).tolist()
+    lengths_found, ends = found.tolist(), counts.cumsum(0).tolist()
     starts = [0, *ends[:-1]]
     per_batch = BATCH_TOKENS.get(device_type, BATCH_TOKENS["cuda"])
-    # Least cost of the captions of the first lengths, and the length at which the last of their batches begins.
-    least, firsts = [0], []
-    for last, size in enumerate(sizes):
+    # least_costs[n] is the lowest cost of all captions of the first n lengths, and first_lengths[n] the index of the
+    # shortest length in the last batches of the best division of the first n + 1 lengths.
+    least_costs, first_lengths = [0], []
+    for last, length in enumerate(lengths_found):
         costs = []
         for first in range(last + 1):
             count = ends[last] - starts[first]
-            costs.append(least[first] + count * size + per_batch * -(-count // batch_size))
-        firsts.append(min(range(last + 1), key=costs.__getitem__))
-        least.append(costs[firsts[-1]])
-    groups, last = [], len(sizes) - 1
+            costs.append(least_costs[first] + count * length + per_batch * -(-count // batch_size))
+        first_lengths.append(min(range(last + 1), key=costs.__getitem__))
+        least_costs.append(costs[first_lengths[-1]])
+    groups, last = [], len(lengths_found) - 1
     while last >= 0:
-        groups.append(order[starts[firsts[last]] : ends[last]])
-        last = firsts[last] - 1
+        groups.append(order[starts[first_lengths[last]] : ends[last]])
+        last = first_lengths[last] - 1
     return [batch for group in reversed(groups) for batch in torch.split(group, batch_size)]

@@ -116,7 +116,13 @@ def read_facts(folder: Path) -> ExportedFacts:
 
 
 def load_exported(folder: Path, options: EncodeOptions | None = None) -> ExportedEncoder:
-    """Load the encoder of an exported folder on the CPU, in the precision and by default with the templates of it."""
+    """Load an exported folder as an encoder on the CPU.
+
+    Its precision is fixed, and its templates are used unless `options` names others.
+
+    Raises:
+        CsktError: not an exported folder, a file that is missing or changed, or another device or precision.
+    """
     facts, options = read_facts(folder), options or EncodeOptions()
     for name, digest in facts.sha256.items():
         path = folder / name  # may be a link: in the cache of huggingface_hub every file is one
@@ -185,7 +191,7 @@ class ExportedEncoder(Encoder):
 
     @cached_property
     def fingerprint(self) -> str:
-        """That of the folder; other templates give other features, and so another fingerprint."""
+        """Fingerprint of the folder; with other templates, a digest of it and of them."""
         if self.templates == self.facts.templates:
             return self.facts.fingerprint
         return hashlib.sha256(json.dumps([self.facts.fingerprint, self.templates]).encode()).hexdigest()

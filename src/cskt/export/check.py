@@ -71,6 +71,10 @@ class Parity:
         Args:
             int8: what is encoded in int8, of `images` and `captions`.
             most_points: percentage points by which R1 may differ; with int8, by which it may be lower.
+
+        Raises:
+            CsktError: vectors differ by more than `MAX_DIFFERENCE`, in int8 a cosine is below `MIN_COSINE`, or R1
+                differs by more than `most_points`.
         """
         for name, tower in (("captions", self.captions), ("images", self.images)):
             if name in int8:

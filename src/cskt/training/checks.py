@@ -75,7 +75,7 @@ def check_captions_per_image(config: RunConfig) -> None:
     if per_image > 1 and (wrong := [name for name, loss in losses.items() if loss.negatives == "pairs"]):
         raise CsktError(
             f"data.captions_per_image {per_image}: {min(wrong)} takes other pairs of an image for negatives; use"
-            " sdm, cmpm, tal, id or mlm, or one caption per image"
+            " sdm, cmpm, tal, trl, nitc, ritc, id or mlm, or one caption per image"
         )
 
 

@@ -149,7 +149,9 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
         LOGGERS[name].check()
     device = processes.device(pick_device(config.device))
     reset_peak_memory(device)
-    config, (train_split, parts, (val_split, *other_splits)) = read_fitted_data(config, refuse_overlaps=refuse_overlaps)
+    config, (train_split, mix_parts, (val_split, *other_splits)) = read_fitted_data(
+        config, refuse_overlaps=refuse_overlaps
+    )
     if config.is_trainable:
         check_negatives(config, train_split)
     built = build(config)
@@ -164,7 +166,7 @@ def _prepare(config: RunConfig, processes: Processes, refuse_overlaps: bool) -> 
     if not config.is_trainable:  # no batch is drawn, and a data set may be smaller than one
         data = dataclasses.replace(data, batch_size=1, captions_per_image=1, sampler="random")
     reader = ImageReader(height, width, config.backbone.interpolation, config.data.apply_orientation)
-    loader = TrainingLoader(train_split, built.tokenizer, data, reader, seed=config.seed, parts=parts)
+    loader = TrainingLoader(train_split, built.tokenizer, data, reader, seed=config.seed, mix_parts=mix_parts)
     log_caption_warnings(f"{val_split.dataset} {val_split.name}", built.tokenizer.warnings(val_split.captions))
     log_back_translations(train_split, config.augment)
     objective = Objective(config.loss, config.mlm, architecture, loader.num_identities)
@@ -215,7 +217,11 @@ def _entries(config: RunConfig) -> list[tuple[Registry[Any], str]]:
 
 
 def data_digest(split: Split) -> str:
-    """Return the SHA-256 of identities, file names and captions in order; the same wherever the data set is."""
+    """Return the SHA-256 of identities, file names, captions and back-translations in order, wherever the data set is.
+
+    Runs record it. `Split.sha256`, which results of evaluations record, has another format, and both stay, because
+    files contain them.
+    """
     content = [
         (record.pid, record.image_path.name, record.captions, *filter(None, [record.back_translations]))
         for record in split.records

@@ -106,10 +106,10 @@ def _amounts(config: RunConfig, data: TrainingData) -> dict[str, Any]:
 
 def _num_pairs(config: DataConfig, data: TrainingData) -> int:
     """Return the pairs that batches are drawn from: of an epoch, or of the smallest data set if a batch has one."""
-    if not data.parts:
+    if not data.mix_parts:
         return len(data.train.captions)
     counts, first = [], 0
-    for part in data.parts:
+    for part in data.mix_parts:
         images = data.train.records[first : first + part.num_images]
         counts.append(max(1, round(part.weight * sum(len(record.captions) for record in images))))
         first += part.num_images

@@ -65,7 +65,8 @@ class TrainResult:
     stopped: str = field(default="", compare=False)
     """Reason why a hook, such as early stopping, ended the run before its last epoch; empty otherwise."""
     already_finished: bool = field(default=False, compare=False)
-    """True if all epochs were completed before this session, which therefore trained nothing."""
+    """True if the run had ended before this session, which therefore trained nothing: all epochs were completed, a hook
+    had stopped it, or a recipe that trains nothing had been evaluated."""
 
 
 @out_of_memory_errors("use --fit, a smaller --batch-size, --precision bf16 or --checkpoint-activations")

@@ -199,6 +199,11 @@ class Objective(nn.Module):
         for loss in losses.values():
             loss.setup(Sizes(width, num_identities, architecture.vocab_size))
 
+    @property
+    def _typed_losses(self) -> Mapping[str, Loss]:
+        """The losses with their type, which `nn.ModuleDict` does not know."""
+        return cast(Mapping[str, Loss], self.losses)
+
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
         """Draw the heads; the classifier starts near zero, N(0, 0.001), as in the released code of IRRA."""
@@ -209,14 +214,14 @@ class Objective(nn.Module):
             self.interaction.initialise(generator)
         if self.logit_scale is not None:
             self.logit_scale.fill_(math.log(self._initial_logit_scale))
-        for loss in self.losses.values():
+        for loss in self._typed_losses.values():
             if any(True for _ in loss.parameters()):
-                cast(Loss, loss).initialise(generator)
+                loss.initialise(generator)
 
     def share_gradients(self, world_size: int, parts: Iterable[Part] = ()) -> None:
         """Divide the gradients that every process computes in full by the number of processes, over which they are
         summed: those of losses and embedding heads with `by_row = False`, and of the logit scale."""
-        modules = [module for module in (*cast(dict[str, Loss], self.losses).values(), *parts) if not module.by_row]
+        modules = [module for module in (*self._typed_losses.values(), *parts) if not module.by_row]
         shared = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
         for parameter in shared if self.logit_scale is None else [*shared, self.logit_scale]:
             if world_size > 1:
@@ -225,12 +230,12 @@ class Objective(nn.Module):
     @property
     def views(self) -> list[str]:
         """Names of the further views of the images that the losses need."""
-        return sorted({name for loss in cast(dict[str, Loss], self.losses).values() for name in loss.views})
+        return sorted({name for loss in self._typed_losses.values() for name in loss.views})
 
     @property
     def needs_targets(self) -> bool:
         """True if a loss computes soft targets of a further pass of the captions."""
-        return any(cast(Loss, loss).needs_targets for loss in self.losses.values())
+        return any(loss.needs_targets for loss in self._typed_losses.values())
 
     def scale(self) -> Tensor | None:
         """Return the factor of the cosines, at most `loss.max_logit_scale`; None if no loss needs it.
@@ -258,7 +263,7 @@ class Objective(nn.Module):
 
     def check_takes_pair_weights(self) -> None:
         """Raise CsktError if a loss takes no weights of pairs."""
-        wrong = [name for name, loss in self.losses.items() if not cast(Loss, loss).takes_pair_weights]
+        wrong = [name for name, loss in self._typed_losses.items() if not loss.takes_pair_weights]
         if wrong:
             raise CsktError(
                 f"loss '{wrong[0]}' takes no weights of pairs; take it out of loss.weights, or, if it multiplies"
@@ -295,7 +300,7 @@ class Objective(nn.Module):
             outputs, pids, image_ids, rows, heads,
             weights=self.weights_of(pair_ids), step=step, steps_per_epoch=steps_per_epoch,
         )  # fmt: skip
-        losses = cast(dict[str, Loss], self.losses)
+        losses = self._typed_losses
         values = {name: _scalar(name, loss(inputs)) for name, loss in losses.items()}
         return {
             name: rows.share_of_mean(values[name], loss.num_terms(inputs)) if loss.by_row else values[name]

@@ -105,11 +105,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def learning_rate(
     epoch_index: int, optim: OptimConfig, num_epochs: int, *, step: int = 0, num_steps: int | None = None
 ) -> float:
-    """Return the base rate of an epoch, from 0, or of a step in it: warm-up first, then the schedule over the rest.
+    """Return the learning rate of an epoch, or of a step in it: warm-up first, then the schedule over the rest.
 
     Args:
+        epoch_index: from 0.
+        optim: rate, warm-up and schedule.
+        num_epochs: of the whole run.
         step: from 0, of the `num_steps` of this epoch; has an effect where `optim.schedule_period` is `step`. Warm-up
             then ends with the last of its steps at the full rate, as in the released code of TBPS-CLIP.
+
+    Returns:
+        The rate of parameters whose `lr_scale` is 1.
+
+    Raises:
+        CsktError: `epoch_index` is outside the run.
     """
     if not 0 <= epoch_index < num_epochs:
         raise CsktError(f"epoch {epoch_index + 1} is outside a run of {num_epochs}; raise num_epochs")

@@ -33,10 +33,11 @@ CAPTION_BUCKET = 16
 def forward_backward(
     context: TrainingContext, batch: Batch, step: int, generator: torch.Generator, num_steps: int | None = None
 ) -> dict[str, Tensor]:
-    """Add the gradients of a batch, whose images are this process's share on the training device, to the parameters.
+    """Compute the losses of a batch and add their gradients to `grad` of the parameters.
 
-    With `loop.micro_batch_size` the batch passes the model in pieces; the gradients are those of the whole batch.
-    `step` counts from 0 within an epoch of `num_steps` (by default `steps_per_epoch` of the loader).
+    `batch.images` are this process's share, on the training device. With `loop.micro_batch_size` the batch passes the
+    model in pieces; the gradients are those of the whole batch. `step` counts from 0 within an epoch of `num_steps` (by
+    default `steps_per_epoch` of the loader).
 
     Returns:
         The weighted total as `loss`, then the unweighted losses by name: scalars of the whole batch, on the device.
@@ -134,12 +135,11 @@ def augmented(context: TrainingContext, batch: Batch, rows: Rows, generator: tor
     elif config.mlm.without_loss:
         caption_ids = mask_tokens(caption_ids, probability, generator, vocab_size).ids
     views = {name: view(config.augment.view(name)) for name in objective.views}
-    dropout, rate = None, config.augment.text_attention_dropout
-    if rate:
-        dropout, for_targets = (
-            AttentionDropout(rate, draw_seeds(len(caption_ids), generator)[rows.own]) for _ in range(2)
-        )
-    targets_dropout = for_targets if rate and objective.needs_targets else None
+    dropout = targets_dropout = None
+    if rate := config.augment.text_attention_dropout:
+        dropout = AttentionDropout(rate, draw_seeds(len(caption_ids), generator)[rows.own])
+        if objective.needs_targets:
+            targets_dropout = AttentionDropout(rate, draw_seeds(len(caption_ids), generator)[rows.own])
     return ModelInputs(images, caption_ids[rows.own], masked, views, dropout, targets_dropout)
 
 
@@ -229,7 +229,8 @@ def optimizer_step(context: TrainingContext, step: int, num_steps: int | None = 
 
     Returns:
         The largest absolute gradient, a scalar on the device (with fp16, of the scaled gradients). If it is not finite,
-        `GradScaler` skips the step; without a scaler the step would damage the weights. None within a window.
+        `GradScaler` has skipped the step; without a scaler the weights are now NaN or infinite, and `StepMonitor.read`
+        raises before they are saved. None within a window.
     """
     state, clip_norm = context.state, context.config.optim.clip_grad_norm
     if step != _accumulation_window(context, step, num_steps)[-1]:

@@ -1,6 +1,7 @@
 """Paper dolls: generated pedestrians with captions, free to use, for tests, the demo and small pre-training.
 
-README.md in this folder describes the drawings, the two domains, the grammar and the licence.
+README.md in this folder describes the drawings, the three domains (`source`, `target`, `varied`), the grammar and the
+licence.
 """
 
 from cskt.data.paperdoll.attributes import Attributes, sample_attributes, stable_random
