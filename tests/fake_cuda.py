@@ -7,6 +7,7 @@ and a copy from memory that is not pinned, or not contiguous, waits for the devi
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,16 +17,19 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from cskt.data import prefetcher
+
 CPU = torch.device("cpu")
 NUM_DEVICES = 2
 
 
 class Call(NamedTuple):
-    """A call that matters for the order of work: its name, the device, and the stream in which it was made."""
+    """A call that matters for the order of work: its name, the device, and the stream and thread that made it."""
 
     name: str
     device: str = ""
     stream: str = "default"
+    thread: str = "MainThread"
 
 
 class FakeCuda:
@@ -43,7 +47,7 @@ class FakeCuda:
 
     def record(self, name: str, device: object = "") -> None:
         """Record a call in the current stream."""
-        self.calls.append(Call(name, str(device), self.stream))
+        self.calls.append(Call(name, str(device), self.stream, threading.current_thread().name))
 
     def init(self) -> None:
         """Initialise CUDA, as the first use of a device without a number does."""
@@ -156,13 +160,15 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     replaced = {
         "is_available": lambda: True, "device_count": lambda: NUM_DEVICES, "init": cuda.init,
         "is_initialized": lambda: cuda.is_initialised,
-        "set_device": lambda device: (cuda.init(), cuda.record("set_device", device)),
+        "set_device": lambda device: (cuda.init(), cuda.record("set_device", device)), "current_device": lambda: 0,
+        "is_current_stream_capturing": lambda: False,
         "reset_peak_memory_stats": needing(None), "max_memory_allocated": needing(1), "memory_allocated": needing(1),
         "memory_reserved": needing(1), "mem_get_info": needing((1 << 36, 1 << 36)), "Stream": stream, "stream": using,
         "current_stream": lambda device=None: FakeStream(cuda, device, "default"), "Event": lambda: FakeEvent(cuda),
     }  # fmt: skip
     for name, function in replaced.items():
         monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setattr(prefetcher, "_copy_stream", lambda index: stream(torch.device("cuda", index)))
     for name, method in {"to": copy, "cpu": copy_to_host, "pin_memory": pin, "record_stream": lambda *_: None}.items():
         monkeypatch.setattr(Tensor, name, method)
     with _OnCpu():

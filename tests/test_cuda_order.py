@@ -94,7 +94,9 @@ def test_the_consumer_waits_for_a_copy_and_not_for_the_one_after_it(cuda: FakeCu
         for number, _ in enumerate(prefetcher):
             cuda.record(f"use {number}")
     waits = "default waits for copies"
-    names = [name for name in cuda.names() if name != "init"]
+    (begun,) = (call for call in cuda.calls if call.name == "set_device")
+    assert begun.device == "1" and begun.thread.startswith("prefetcher"), "a thread begins on GPU 0"
+    names = [name for name in cuda.names() if name not in ("init", "set_device")]
     assert names[:2] == ["copy", waits] and names[-1] == "use 1"
     assert names.index(waits) < len(names) - 1 - names[::-1].index("copy"), "the second copy starts after the wait"
     assert names.count("copy") == names.count(waits) == 2

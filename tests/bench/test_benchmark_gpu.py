@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -125,6 +126,27 @@ def test_other_parts_follow_and_the_exit_code_reports_a_failure(
     assert gpu_check.check(device, ["inference"], until=until, target=None) == 0
 
 
+def test_torchs_notice_on_its_debug_mode_is_no_wait() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.warn_explicit(
+            "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations",
+            UserWarning,
+            "torch/cuda/__init__.py",
+            1200,
+        )
+        assert gpu_check.wait_places(caught) == []
+        warnings.warn_explicit("called a synchronizing CUDA operation", UserWarning, "src/cskt/training/step.py", 50)
+    assert gpu_check.wait_places(caught) == ["step.py:50"]
+
+
+def test_other_gradients_are_a_difference() -> None:
+    ours = {"a": torch.ones(3), "b": torch.zeros(2)}
+    assert gpu_check._relative_difference(ours, {"a": torch.ones(3), "b": torch.zeros(2)}) == 0
+    assert gpu_check._relative_difference(ours, {"a": torch.full((3,), 2.0), "b": torch.zeros(2)}) == 0.5
+    assert math.isnan(gpu_check._relative_difference(ours, {"a": torch.ones(3)})), "a parameter without gradient"
+
+
 def test_the_number_of_a_device_holds_in_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`torchrun` alone takes the device without a number, as each of its processes has another one."""
     used: list[str] = []
@@ -140,6 +162,9 @@ def test_the_number_of_a_device_holds_in_every_part(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(gpu_check, "_train", train)
     monkeypatch.setattr(gpu_check, "_cskt", lambda *_: None)
     monkeypatch.setattr(gpu_check, "_losses", lambda _: [1.0])
+    weights = {"weight": torch.ones(2)}
+    monkeypatch.setattr(gpu_check, "load_plain", lambda _: {"model": weights, "average": {"averages": weights}})
+    monkeypatch.setattr(gpu_check, "_gradients", lambda _, device, __: used.append(str(device)) or weights)
     monkeypatch.setattr(gpu_check, "_cannot_compile", lambda _: "")
     monkeypatch.setattr(gpu_check, "load_config", stop_at_waits)
     gpu_check.write_config(tmp_path / "check.yaml", gpu_check.TINY, {}, {})

@@ -268,3 +268,16 @@ def test_every_block_falls_by_the_same_factor() -> None:
             for name in names:
                 assert decayed[name] == pytest.approx(plain[name] * 0.8 ** (layers - 1 - index)), name
     assert set(plain.values()) == {1.0, OptimConfig().bias_lr_factor}, "no decay by default"
+
+
+class OnCuda(nn.Parameter):
+    """Parameter that says that it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(("name", "expected"), [("adam", True), ("adamw", True), ("sgd", None)])
+def test_sgd_is_not_fused(name: str, expected: bool | None) -> None:
+    """Its fused momentum is uninitialised memory if a GradScaler skips the first step."""
+    optimizer = build_optimizer([("weight", OnCuda(torch.ones(3)))], OptimConfig(name=name))  # type: ignore[arg-type]
+    assert {group["fused"] for group in optimizer.param_groups} == {expected}

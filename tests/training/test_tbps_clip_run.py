@@ -17,6 +17,7 @@ from cskt.model.io.native import read_method
 from cskt.training.context import prepare
 from cskt.training.events import read_events
 from cskt.training.loop import train
+from cskt.training.step import forward_backward, generator_of
 from tiny_run import Configure
 
 CHANGES: dict[str, Any] = {"optim.warmup_epochs": 1, "loop.num_epochs": 2, "optim.lr": 1e-3}
@@ -88,3 +89,12 @@ def test_a_short_last_batch_is_left_out_on_request(configure: Configure, drop_la
     sizes = [len(batch.pids) for batch in loader.epoch(0)]
     assert loader.steps_per_epoch == len(sizes) == num_steps
     assert sizes[:4] == [5] * 4 and sizes[4:] == ([] if drop_last else [4])
+
+
+def test_soft_targets_are_computed_last(configure: Configure) -> None:
+    """Autocast of torch 2.10 keeps weights that were cast without gradient, and uses them in passes with gradient."""
+    context = prepare(configure({"precision": "bf16"}, "tbps-clip"))
+    passes: list[bool] = []
+    context.state.model.text.blocks[0].register_forward_pre_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    forward_backward(context, next(context.loader.epoch(0)), 0, generator_of(0, 0))
+    assert passes == [True, False]

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -39,8 +40,8 @@ class Prefetcher(Generic[AnyBatch]):
     def __init__(self, batches: Generator[AnyBatch, None, None], device: torch.device) -> None:
         self._batches = batches
         self._device = device
-        self._thread = None if device.type == "cpu" else ThreadPoolExecutor(1, thread_name_prefix="prefetcher")
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream = _copy_stream(_cuda_index(device)) if device.type == "cuda" else None
+        self._thread = None if device.type == "cpu" else ThreadPoolExecutor(1, "prefetcher", self._begin_thread)
         self._waited_seconds = 0.0
 
     def __enter__(self) -> Prefetcher[AnyBatch]:
@@ -76,12 +77,26 @@ class Prefetcher(Generic[AnyBatch]):
         """Start to load the next batch; the function that is returned gives it, or None after the last."""
         return self._next if self._thread is None else self._thread.submit(self._next).result
 
+    def _begin_thread(self) -> None:
+        if self._device.type == "cuda":  # every thread begins on GPU 0, and would take memory there
+            torch.cuda.set_device(_cuda_index(self._device))
+
     def _next(self) -> AnyBatch | None:
         batch: Any = next(self._batches, None)
         if batch is None or self._thread is None:
             return batch
         with torch.cuda.stream(self._stream):  # None changes nothing
             return dataclasses.replace(batch, images=to_device(batch.images, self._device))
+
+
+def _cuda_index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+@cache
+def _copy_stream(index: int) -> torch.cuda.Stream:
+    """Return the stream of copies to a GPU: one for all prefetchers, as the allocator keeps memory for each stream."""
+    return torch.cuda.Stream(torch.device("cuda", index))  # type: ignore[no-untyped-call]
 
 
 def read_back(results: Iterable[tuple[Item, Tensor]], device: torch.device) -> Iterator[tuple[Item, Tensor]]:

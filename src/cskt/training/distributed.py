@@ -31,6 +31,7 @@ from torch.nn import Parameter
 
 from cskt.errors import CsktError
 from cskt.training.launch import Ranks, has_agent_store, num_restarts, read_ranks
+from cskt.training.shutdown import CommonExit
 from cskt.types import Batch
 from cskt.utils.messages import one_line
 
@@ -299,17 +300,20 @@ def process_group() -> Generator[Processes, None, None]:
     import torch.distributed.nn.functional  # noqa: PLC0415  (later, the first optimizer would import it)
 
     has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
-    succeeded = False
+    ends_together = False
     try:
         if not ranks.is_main_process:
             log.setLevel(logging.ERROR)
         _connect(ranks, "cpu:gloo,cuda:nccl" if has_nccl else "gloo")
         yield processes
-        succeeded = True
+        ends_together = True
+    except CommonExit:
+        ends_together = True
+        raise
     finally:
         log.setLevel(level)
         # This ends the threads of Gloo. A thread that frees a tensor while Python exits would abort the process.
-        if dist.is_initialized() and (succeeded or not has_nccl):  # NCCL would wait for processes that failed
+        if dist.is_initialized() and (ends_together or not has_nccl):  # NCCL would wait for processes that failed
             dist.destroy_process_group()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, cast
@@ -103,16 +103,23 @@ def encode(model: DualEncoder, inputs: ModelInputs, *, masked_for_all: bool) -> 
 
     With `masked_for_all` the masked captions give the text features too, which saves a pass through the text tower.
     """
+    outputs = _with_gradient(model, inputs, masked_for_all=masked_for_all)
+    if inputs.targets_dropout is None:
+        return outputs
+    device, masked = inputs.images.device, inputs.masked
+    caption_ids = masked.ids if masked is not None and masked_for_all else inputs.caption_ids
+    with torch.no_grad():  # last: autocast of torch 2.10 would use weights cast here, without gradient, everywhere
+        features = model.text_features(to_device(caption_ids, device), inputs.targets_dropout.to(device))
+    return replace(outputs, target_text_features=features)
+
+
+def _with_gradient(model: DualEncoder, inputs: ModelInputs, *, masked_for_all: bool) -> ModelOutputs:
     device, masked = inputs.images.device, inputs.masked
     caption_ids, per_image = to_device(inputs.caption_ids, device), len(inputs.caption_ids) // len(inputs.images)
     dropout = None if inputs.dropout is None else inputs.dropout.to(device)
     further: dict[str, Any] = {
         "views": {name: _to_pairs(model.image_features(view), per_image) for name, view in inputs.views.items()}
     }
-    if inputs.targets_dropout is not None:
-        with torch.no_grad():
-            ids = to_device(masked.ids, device) if masked is not None and masked_for_all else caption_ids
-            further["target_text_features"] = model.text_features(ids, inputs.targets_dropout.to(device))
     if masked is None and not model.needs_tokens:
         image_features, text_features = model(inputs.images, caption_ids, dropout)
         return ModelOutputs(_to_pairs(image_features, per_image), text_features, **further)

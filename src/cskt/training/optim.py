@@ -88,10 +88,10 @@ def build_optimizer(
     gradient (Loshchilov and Hutter 2019). The state dict holds rates and scales, so loading it resumes a run.
     """
     groups = parameter_groups(named_parameters, optim, heads)
+    if optim.name == "sgd":  # not fused: a first step that a GradScaler skips would leave its momentum uninitialised
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
     # On CUDA one kernel updates all parameters; everywhere else torch decides.
     fused = True if any(parameter.is_cuda for group in groups for parameter in group["params"]) else None
-    if optim.name == "sgd":
-        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, fused=fused)
     optimizer = torch.optim.Adam if optim.name == "adam" else torch.optim.AdamW
     return optimizer(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=fused)
 

@@ -16,6 +16,10 @@ EXIT_CODE = 128 + signal.SIGTERM
 """Exit code that a shell reports for a process that SIGTERM ended."""
 
 
+class CommonExit(SystemExit):
+    """Exit of all processes of a training after the same step."""
+
+
 class ShutdownSignal:
     """Listens for SIGTERM: at once within `immediate`, else when the loop has seen `received`, saved and called `exit`.
 
@@ -44,17 +48,20 @@ class ShutdownSignal:
         self._is_immediate = True
         try:
             if self.received:
-                self.exit()
+                self._exit(SystemExit)
             yield
         finally:
             self._is_immediate = False
 
     def exit(self) -> NoReturn:
-        """End the program."""
+        """End the program; all processes of a training must call it after the same step."""
+        self._exit(CommonExit)
+
+    def _exit(self, kind: type[SystemExit]) -> NoReturn:
         logger.info("stopped by SIGTERM; %s", self.hint)
-        raise SystemExit(EXIT_CODE)
+        raise kind(EXIT_CODE)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = True
         if self._is_immediate:
-            self.exit()
+            self._exit(SystemExit)
