@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from cskt.config import RunConfig, load_config, recipe_names, save_config, to_dict
 from cskt.errors import CsktError
 from cskt.model.dual_encoder import DualEncoder
+from cskt.training.checks import BEST_RATES
 
 OVER_TINY = {"backbone.name": "clip-tiny"}
 CLIP_TINY = load_config("tiny").backbone.architecture
@@ -34,9 +36,16 @@ def test_every_recipe_fits_clip_tiny(recipe: str) -> None:
 def test_the_rate_follows_what_is_trained() -> None:
     expected = {
         "cskt-bpt": 1e-3, "cskt": 1e-3, "cskt-dat": 1e-3, "lora": 3e-3, "up-person": 3e-3, "dm-adapter": 1e-3,
-        "linear": 3e-4, "irra": 1e-4, "finetune": 1e-4,
+        "linear": 3e-4, "irra": 1e-4, "finetune": 1e-4, "rde": 3e-4, "rde-released": 3e-4, "tbps-clip": 3e-4,
     }  # fmt: skip
     assert {name: load_config(name, OVER_TINY).optim.lr for name in expected} == expected
+    assert load_config("rde", OVER_TINY).optim.head_lr_factor == 10
+    assert load_config("rde").optim.head_lr_factor == 100
+
+
+def test_measured_rates_are_the_defaults() -> None:
+    (over_tiny,) = yaml.safe_load(BEST_RATES.read_text(encoding="utf-8"))["measured"]
+    assert {recipe: load_config(recipe, OVER_TINY).optim.lr for recipe in over_tiny["rates"]} == over_tiny["rates"]
 
 
 def test_a_part_has_settings_for_the_backbone_too(tmp_path: Path) -> None:

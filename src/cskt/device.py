@@ -73,8 +73,9 @@ def pick_precision(name: str, device: torch.device, exact: str = "fp32") -> str:
 def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Return a context that computes in one of `PRECISIONS`: autocast, or for fp32 torch's own default.
 
-    Matrix products are then exact, unless the program has called `torch.set_float32_matmul_precision`. The towers have
-    no convolution (`VisionTower`), which torch would round to TF32 on CUDA.
+    Matrix products are then exact, unless the program has called `torch.set_float32_matmul_precision`, or the variable
+    `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE` is 1, as in some containers. The towers have no convolution (`VisionTower`),
+    which torch would round to TF32 on CUDA.
     """
     if precision == "fp32":
         return nullcontext()

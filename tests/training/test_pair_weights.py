@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cskt import losses, plugins
 from cskt.data.loading import TrainingLoader
-from cskt.data.mixing import Part
+from cskt.data.mixing import MixPart
 from cskt.errors import CsktError
 from cskt.losses import LOSSES, Loss, LossInputs, SDMLoss
 from cskt.model.io.tensors import load_plain
@@ -74,7 +74,7 @@ def test_a_batch_names_its_pairs_by_their_place_in_the_split(configure: Configur
 def test_pairs_of_a_mix_are_named_by_their_place_in_all_of_it(configure: Configure) -> None:
     context = prepare(configure())
     split, data = context.train_split, context.config.data
-    parts = [Part(5, 2.0), Part(len(split.records) - 5, 1.0)]
+    parts = [MixPart(5, 2.0), MixPart(len(split.records) - 5, 1.0)]
     loader = TrainingLoader(split, context.tokenizer, data, context.loader._reader, seed=3, mix_parts=parts)
     check_pairs(loader, split.captions, split.caption_image_ids, split.caption_pids, context)
 

@@ -129,8 +129,8 @@ class VisionTower(nn.Module):
     def _embed_patches(self, images: Tensor) -> Tensor:
         """Apply `conv1`: [B, 3, H, W] -> [B, number of patches, vision_width].
 
-        It is a matrix product, which is exact in float32 on every device. cuDNN would round a convolution to TF32, and
-        only a flag of the whole process prevents that.
+        It is a matrix product, which CUDA computes exactly in float32 unless the program or its environment allows TF32
+        in products. cuDNN would round a convolution to TF32, and only a flag of the whole process prevents that.
         """
         size, stride = self.conv1.weight.shape[2], self.conv1.stride[0]
         patches = images.unfold(2, size, stride).unfold(3, size, stride)  # [B, 3, rows, columns, size, size]
