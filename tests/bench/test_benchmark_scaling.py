@@ -59,7 +59,7 @@ def test_one_device() -> None:
     alone = project(STEP, 1, 32, device=DEVICE, links=LINKS)
     assert alone.computing_seconds == pytest.approx(34e9 / 1e12 + 32e12 / 1e15)
     assert alone.loss_seconds == pytest.approx(1024 * 100 / 1e12 + 6 * 1024 * 500 / 1e14)
-    assert alone.gathering_seconds == alone.adding_seconds == 0
+    assert alone.gathering_seconds == alone.reducing_seconds == 0
     assert alone.num_steps == 60 * 2129
     assert alone.pairs_per_second == pytest.approx(32 / alone.step_seconds)
 
@@ -68,11 +68,11 @@ def test_devices_of_one_machine_and_of_three() -> None:
     near = project(STEP, 4, 32, device=DEVICE, links=LINKS)
     assert near.computing_seconds == pytest.approx(10e9 / 1e12 + 8e12 / 1e15)
     assert near.gathering_seconds == pytest.approx(2 * (0.75 * 64_000 / 100e9 + 3e-5))
-    assert near.adding_seconds == pytest.approx(2 * (0.75 * 80e6 / 100e9 + 3e-5))
+    assert near.reducing_seconds == pytest.approx(2 * (0.75 * 80e6 / 100e9 + 3e-5))
     far = project(STEP, 12, 32, device=DEVICE, links=LINKS)
     assert far.computing_seconds == pytest.approx(max(1000 * 1e-5, 5e9 / 1e12 + 3e12 / 1e15)), "three pairs at most"
     assert far.gathering_seconds == pytest.approx(2 * (11 / 12 * 64_000 / 10e9 + 11e-4))
-    assert far.adding_seconds == pytest.approx(near.adding_seconds + 2 * (2 / 3 * 20e6 / 10e9 + 2e-4))
+    assert far.reducing_seconds == pytest.approx(near.reducing_seconds + 2 * (2 / 3 * 20e6 / 10e9 + 2e-4))
 
 
 def test_launching_kernels_limits_a_step() -> None:
