@@ -51,8 +51,8 @@ def cskt_step(
     vision, text = _towers(architecture, adapters)
     return (
         _patches(architecture, len(words))
-        + vision.step([num_tokens] * len(words), num_keys=num_prompts, single_query=True, has_gradient=False)
-        + text.step(words, num_keys=1 + num_prompts, single_query=True, has_gradient=False)
+        + vision.step([num_tokens] * len(words), num_extra_keys=num_prompts, single_query=True, trains_input=False)
+        + text.step(words, num_extra_keys=1 + num_prompts, single_query=True, trains_input=False)
     )
 
 
@@ -64,8 +64,8 @@ def released_step(
     vision, text = _towers(architecture, adapters)
     return (
         _patches(architecture, num_pairs)
-        + vision.step([num_tokens] * num_pairs, num_keys=0, single_query=False, has_gradient=True)
-        + text.step([architecture.context_length] * num_pairs, num_keys=0, single_query=False, has_gradient=True)
+        + vision.step([num_tokens] * num_pairs, num_extra_keys=0, single_query=False, trains_input=True)
+        + text.step([architecture.context_length] * num_pairs, num_extra_keys=0, single_query=False, trains_input=True)
     )
 
 
@@ -76,33 +76,33 @@ class _Tower:
     bottleneck: int
     embed_dim: int
 
-    def step(self, lengths: Sequence[int], *, num_keys: int, single_query: bool, has_gradient: bool) -> Flops:
+    def step(self, lengths: Sequence[int], *, num_extra_keys: int, single_query: bool, trains_input: bool) -> Flops:
         """Count blocks and projection for sequences of these lengths.
 
         Args:
-            num_keys: number of additional keys and values.
+            num_extra_keys: keys and values beside those of the sequence.
             single_query: the last block computes, and projects, one token per sequence only.
-            has_gradient: the input of the first block contains trained tokens.
+            trains_input: the input of the first block contains trained tokens.
         """
         num_queries = len(lengths) if single_query else sum(lengths)
         projection = 2 * self.width * self.embed_dim * num_queries
         total = Flops(projection, projection)
         for index in range(self.num_blocks):
             one = single_query and index + 1 == self.num_blocks
-            total += self._block(lengths, num_keys, one=one, has_gradient=has_gradient or index > 0)
+            total += self._block(lengths, num_extra_keys, one=one, trains_input=trains_input or index > 0)
         return total
 
-    def _block(self, lengths: Sequence[int], num_keys: int, *, one: bool, has_gradient: bool) -> Flops:
+    def _block(self, lengths: Sequence[int], num_extra_keys: int, *, one: bool, trains_input: bool) -> Flops:
         square, tokens = 2 * self.width**2, sum(lengths)
         num_queries = len(lengths) if one else tokens
-        pairs = sum((1 if one else length) * (length + num_keys) for length in lengths)
+        pairs = sum((1 if one else length) * (length + num_extra_keys) for length in lengths)
         query_key_value = square * (num_queries + 2 * tokens)
         out_and_mlp = square * (1 + 4 + 4) * num_queries
         adapter = 2 * 2 * self.width * self.bottleneck * num_queries
         attention = 2 * 2 * self.width * pairs
-        # An input that learns nothing needs no gradient, nor do its queries: one of attention's four products.
-        through_input = query_key_value if has_gradient else 0
-        attention_backward = attention * (2 if has_gradient else 1.5)
+        # An input without trained tokens needs no gradient, nor do its queries: one of attention's four products.
+        through_input = query_key_value if trains_input else 0
+        attention_backward = attention * (2 if trains_input else 1.5)
         return Flops(
             query_key_value + attention + out_and_mlp + adapter,
             through_input + attention_backward + out_and_mlp + 2 * adapter,
@@ -132,12 +132,12 @@ def main() -> None:
     sizes, prompts, adapters = ClipArchitecture(image_height=384, image_width=128), PromptConfig(), AdapterConfig()
     (vision, text), patches = _towers(sizes, adapters), _patches(sizes, 1)
     num_tokens, num_prompts = 1 + sizes.grid[0] * sizes.grid[1], 2 * prompts.length
-    image = vision.step([num_tokens], num_keys=num_prompts, single_query=True, has_gradient=False) + patches
+    image = vision.step([num_tokens], num_extra_keys=num_prompts, single_query=True, trains_input=False) + patches
     released_image = (
-        vision.step([num_tokens + num_prompts], num_keys=0, single_query=False, has_gradient=True) + patches
+        vision.step([num_tokens + num_prompts], num_extra_keys=0, single_query=False, trains_input=True) + patches
     )
-    caption = text.step([CAPTION_TOKENS - 1], num_keys=1 + num_prompts, single_query=True, has_gradient=False)
-    released_caption = text.step([sizes.context_length], num_keys=0, single_query=False, has_gradient=True)
+    caption = text.step([CAPTION_TOKENS - 1], num_extra_keys=1 + num_prompts, single_query=True, trains_input=False)
+    released_caption = text.step([sizes.context_length], num_extra_keys=0, single_query=False, trains_input=True)
     step = cskt_step(sizes, prompts, adapters, [CAPTION_TOKENS] * NUM_PAIRS).total
     released = released_step(sizes, prompts, adapters, NUM_PAIRS).total
     print(f"ViT-B/16, {sizes.image_height} x {sizes.image_width}, captions of {CAPTION_TOKENS} tokens")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,11 +96,23 @@ def test_the_consumer_waits_for_a_copy_and_not_for_the_one_after_it(cuda: FakeCu
             cuda.record(f"use {number}")
     waits = "default waits for copies"
     (begun,) = (call for call in cuda.calls if call.name == "set_device")
-    assert begun.device == "1" and begun.thread.startswith("prefetcher"), "a thread begins on GPU 0"
+    assert begun.device == "cuda:1" and begun.thread.startswith("prefetcher"), "a thread begins on GPU 0"
     names = [name for name in cuda.names() if name not in ("init", "set_device")]
     assert names[:2] == ["copy", waits] and names[-1] == "use 1"
     assert names.index(waits) < len(names) - 1 - names[::-1].index("copy"), "the second copy starts after the wait"
     assert names.count("copy") == names.count(waits) == 2
+
+
+def test_a_device_without_a_number_is_the_current_one_in_every_thread(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_threads = {threading.main_thread(): 1}  # each other thread begins on 0
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: of_threads.get(threading.current_thread(), 0))
+    ids = torch.zeros(1, 3, dtype=torch.int64)
+    batches = (Batch(torch.zeros(1, 3, 2, 2), ids, ids[:, 0], ids[:, 0]) for _ in range(2))
+    with Prefetcher(batches, torch.device("cuda")) as prefetcher:
+        assert len(list(prefetcher)) == 2
+    assert [call.device for call in cuda.calls if call.name == "set_device"] == ["cuda:1"]
 
 
 def test_a_slice_is_copied_from_contiguous_pinned_memory(cuda: FakeCuda) -> None:

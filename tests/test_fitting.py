@@ -41,6 +41,10 @@ def test_the_rate_follows_what_is_trained() -> None:
     assert {name: load_config(name, OVER_TINY).optim.lr for name in expected} == expected
     assert load_config("rde", OVER_TINY).optim.head_lr_factor == 10
     assert load_config("rde").optim.head_lr_factor == 100
+    slow = load_config("rde", OVER_TINY | {"optim.lr": 1e-5}).optim
+    assert (slow.lr, slow.head_lr_factor) == (1e-5, 100), "they were measured together"
+    added = {"trainable": "added", "adapters.sides": "both"}
+    assert load_config("tbps-clip", OVER_TINY | added).optim.lr == 1e-3
 
 
 def test_measured_rates_are_the_defaults() -> None:

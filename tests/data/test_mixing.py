@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from cskt.config.training_sections import MixedDataset
 from cskt.data.images import ImageReader
 from cskt.data.loading import TrainingLoader
 from cskt.data.mixing import read_training_data
-from cskt.data.samplers import draw_mixed_batches
+from cskt.data.samplers import _repeated, draw_mixed_batches
 from cskt.data.tokenizer import Tokenizer
 from cskt.errors import CsktError
 
@@ -101,13 +102,28 @@ def test_identity_samplers_keep_their_promise(sampler: str, mix_batches: str) ->
     assert {*parts[np.concatenate(batches)]} == {0, 1}
 
 
-def test_a_fraction_has_equally_many_people_in_every_epoch() -> None:
-    """With a few of them missing, batches that the first epoch can fill could not be filled later."""
+@pytest.mark.parametrize("sampler", ["identity", "identity-released"])
+@pytest.mark.parametrize("instances", [1, 2, 4])
+def test_a_fraction_consists_of_whole_groups_of_equally_many_people(sampler: Any, instances: int) -> None:
+    """With a few people missing, batches that the first epoch can fill could not be filled later."""
     pids, parts = np.repeat(np.arange(200), 4), np.repeat([0, 1], 400)
-    data = DataConfig(batch_size=64, instances=1, sampler="identity", mix_batches="one")
+    data = DataConfig(batch_size=32 * instances, instances=instances, sampler=sampler, mix_batches="one")
+    found = set()
     for epoch in range(20):
-        batches = draw_mixed_batches(pids, parts, [1.0, 0.25], data, np.random.default_rng(epoch))
-        assert [len(set(pids[batch])) for batch in batches if parts[batch[0]] == 1] == [64, 64]
+        batches = draw_mixed_batches(pids, parts, [1.0, 0.5], data, np.random.default_rng(epoch))
+        of_second = [batch for batch in batches if parts[batch[0]] == 1]
+        groups = np.concatenate(of_second).reshape(-1, instances)
+        assert all(len({*group}) == instances and len({*pids[group]}) == 1 for group in groups.tolist())
+        found.add(len(of_second))
+    assert len(found) == 1 or sampler == "identity-released", "whose number of batches differs by itself"
+
+
+def test_people_with_few_units_are_as_many_in_every_epoch() -> None:
+    counts = np.random.default_rng(0).integers(1, 9, 300)
+    pids, units = np.repeat(np.arange(300), counts), np.arange(counts.sum())
+    num_groups = int((-(-counts // 4)).sum())
+    people = {len({*pids[_repeated(units, pids, 0.3, 4, np.random.default_rng(seed))]}) for seed in range(20)}
+    assert people == {round(0.3 * num_groups)}
 
 
 def test_data_sets_that_share_an_image_or_do_not_fill_a_batch_are_refused(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def run(kind: str, *words: str) -> int:
 
 
 def gloo_threads() -> list[str]:
-    """Names of the threads of Gloo that do not end in this process; none where the system does not list them."""
+    """Return the names of the threads of Gloo that do not end in this process; none where no system lists them."""
     names: list[str] = []
     for _ in range(600):  # the system lists a thread for a moment after its end
         names = [name for path in Path("/proc/self/task").glob("*/comm") if "gloo" in (name := thread_name(path))]
@@ -161,7 +161,7 @@ def gloo_threads() -> list[str]:
 
 
 def thread_name(path: Path) -> str:
-    """Name of a thread from its file; empty for one that has ended meanwhile."""
+    """Return the name of a thread from its file; empty for one that has ended meanwhile."""
     try:
         return path.read_text().strip()
     except OSError:

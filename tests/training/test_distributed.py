@@ -26,7 +26,7 @@ from tiny_run import Configure
 
 PROGRAM = Path(__file__).with_name("shared_training.py")
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
 # 24 pairs in batches of 7: the last has three, one for each of three processes, and none for one of four.
 # At a temperature of 0.02 the rounding of cosines alone moves the gradients of SDM over these random features by 2e-5.
 BASE: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -205,7 +206,7 @@ def test_checkpoints_without_these_counts_are_read() -> None:
 
 
 def test_an_epoch_resumed_at_its_end_is_not_refused() -> None:
-    state: Any = SimpleNamespace(progress=Progress(step=3), optimizer=SimpleNamespace(state={}))
+    state: Any = SimpleNamespace(progress=Progress(step=3))
     StepMonitor(load_config("cskt", {"precision": "fp16"}), state, Path()).end_epoch(num_batches=3)
 
 
@@ -232,3 +233,14 @@ def test_large_but_finite_gradients_are_no_error(
     """Their squares overflow, so that a Euclidean norm would be infinite."""
     overflowing(monkeypatch, {1}, 1e30)
     train(configure({"optim.name": "sgd", "optim.lr": 1e-30}), tmp_path / "run")
+
+
+@pytest.mark.parametrize("num_updates", [0, 1])
+def test_the_last_epoch_may_skip_its_steps_only_after_an_update(num_updates: int) -> None:
+    """Counted, because a fused optimizer has a state after a step that was skipped, too."""
+    progress = Progress(step=3, skipped_steps=3, num_updates=num_updates)
+    state: Any = SimpleNamespace(progress=progress, scaler=SimpleNamespace(get_scale=lambda: 8.0))
+    monitor = StepMonitor(load_config("cskt", {"precision": "fp16", "loop.num_epochs": 1}), state, Path())
+    with nullcontext() if num_updates else pytest.raises(CsktError, match="all 3 steps of epoch 1 were skipped"):
+        monitor.end_epoch(num_batches=3)
+    assert progress.num_updates == num_updates

@@ -84,7 +84,8 @@ def backbone_fits(config: RunConfig, shipped: Mapping[str, Any], given: frozense
             added = {name for name, sides in inside.items() if sides != "none"} | config.parts.keys()
             own = next((name for name in fits["rates"] if name in added), None)
             found["optim.lr"] = fits["rates"][own if own and config.trainable == "added" else config.trainable]
-            found |= fits["recipes"].get(_value(shipped, "name"), {})
+            if "optim.lr" not in given and "trainable" not in given:  # measured together, with what the recipe trains
+                found |= fits["recipes"].get(_value(shipped, "name"), {})
     found = {key: value for key, value in found.items() if key not in given and value_of(config, key) != value}
     if found:
         changes = changes_text(config, found)

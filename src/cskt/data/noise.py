@@ -20,8 +20,8 @@ from cskt.errors import CsktError, MissingFileError, file_system_errors
 logger = logging.getLogger(__name__)
 
 STREAM = 2
-"""Key of the generator of the noise. The batches of an epoch are drawn from the seed and the number of the epoch, so
-the number must be a key of its own: otherwise the noise would be drawn as the batches of epoch 2 are."""
+"""Spawn key of the generator of the noise. `default_rng([seed, STREAM])` would be the generator that draws the batches
+of the epoch with index 2."""
 
 
 def with_noise(train: Split, whole: Split, data: DataConfig, seed: int) -> Split:

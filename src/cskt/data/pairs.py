@@ -21,7 +21,7 @@ from cskt.data.tokenizer import Tokenizer
 from cskt.errors import CsktError
 from cskt.utils.arguments import expect
 
-OF_IMAGES = ("flip_probability", "pad_pixels", "erase_probability", "erase_area", "erase_ratio", "ops", "draws")
+IMAGE_SETTINGS = ("flip_probability", "pad_pixels", "erase_probability", "erase_area", "erase_ratio", "ops", "draws")
 """Settings of `AugmentConfig` that `augment` applies to images."""
 
 
@@ -116,8 +116,8 @@ class PairDataset(Dataset[dict[str, Tensor]]):
 
 def _check_images_only(config: AugmentConfig) -> None:
     for field in dataclasses.fields(AugmentConfig):
-        if field.name not in OF_IMAGES and getattr(config, field.name):
+        if field.name not in IMAGE_SETTINGS and getattr(config, field.name):
             raise CsktError(
-                f"augment.{field.name} is not for images, and a PairDataset applies nothing else; leave it at its"
-                " default, or train with cskt.train"
+                f"augment.{field.name} changes captions or adds views, and PairDataset augments images only; leave it"
+                " at its default, or train with cskt.train"
             )

@@ -40,7 +40,7 @@ class Prefetcher(Generic[AnyBatch]):
     def __init__(self, batches: Generator[AnyBatch, None, None], device: torch.device) -> None:
         self._batches = batches
         self._device = device
-        self._stream = _copy_stream(_cuda_index(device)) if device.type == "cuda" else None
+        self._stream = _copy_stream(_index(device)) if device.type == "cuda" else None
         self._thread = None if device.type == "cpu" else ThreadPoolExecutor(1, "prefetcher", self._begin_thread)
         self._waited_seconds = 0.0
 
@@ -78,8 +78,8 @@ class Prefetcher(Generic[AnyBatch]):
         return self._next if self._thread is None else self._thread.submit(self._next).result
 
     def _begin_thread(self) -> None:
-        if self._device.type == "cuda":  # every thread begins on GPU 0, and would take memory there
-            torch.cuda.set_device(_cuda_index(self._device))
+        if self._stream is not None:  # every thread begins on GPU 0, and would take memory there
+            torch.cuda.set_device(self._stream.device)
 
     def _next(self) -> AnyBatch | None:
         batch: Any = next(self._batches, None)
@@ -89,7 +89,7 @@ class Prefetcher(Generic[AnyBatch]):
             return dataclasses.replace(batch, images=to_device(batch.images, self._device))
 
 
-def _cuda_index(device: torch.device) -> int:
+def _index(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
 
 

@@ -142,8 +142,8 @@ def draw_mixed_batches(
     Args:
         pids: [U] identity of each unit, distinct between data sets.
         parts: [U] data set of each unit, numbered from 0.
-        weights: how often each unit of a data set is in an epoch; a fraction of them, chosen at random, once more. An
-            identity sampler gets this fraction from as many people as possible, equally many in every epoch.
+        weights: how often each unit of a data set is in an epoch; a fraction of them, chosen at random, once more. For
+            an identity sampler it is a fraction of the groups of `instances` units of one person.
         data: sampler, batch size, instances, and whether a batch is of all data sets or of one.
         random: makes every choice.
 
@@ -153,8 +153,13 @@ def draw_mixed_batches(
     Raises:
         CsktError: what a batch is drawn from does not fill one; see `check_batch_size`.
     """
-    people = np.arange(len(pids)) if data.sampler == "random" else pids
-    chosen = [_repeated(np.flatnonzero(parts == part), people, weight, random) for part, weight in enumerate(weights)]
+    people, group_size = np.arange(len(pids)), 1
+    if data.sampler != "random":
+        people, group_size = pids, max(1, data.instances // data.captions_per_image)
+    chosen = [
+        _repeated(np.flatnonzero(parts == part), people, weight, group_size, random)
+        for part, weight in enumerate(weights)
+    ]
     groups = chosen if data.mix_batches == "one" else [np.concatenate(chosen)]
     batches = []
     for group in groups:
@@ -166,17 +171,29 @@ def draw_mixed_batches(
 
 
 def _repeated(
-    units: NDArray[np.int64], people: NDArray[np.int64], weight: float, random: np.random.Generator
+    units: NDArray[np.int64], people: NDArray[np.int64], weight: float, group_size: int, random: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Return units so often that there are `weight` times as many, at least one; a fraction is one unit of each person
-    before another of the same, [U] people."""
-    times, more = divmod(max(1, round(weight * len(units))), len(units))
-    order, seen = random.permutation(units), Counter[int]()
-    turns = []
-    for person in people[order].tolist():
-        turns.append(seen[person])
+    """Return units `weight` times: all of them as often as its whole number, and a fraction of their groups.
+
+    A group has `group_size` units of one person, or what is left of them. All people have a first group before one has
+    a second, so the number of people is the same in every epoch. At least one group is returned.
+
+    Args:
+        people: [U] the person of each unit.
+    """
+    times, order = int(weight), random.permutation(units)
+    first_places: dict[int, int] = {}
+    seen: Counter[int] = Counter()
+    keys = []  # of the group of each unit
+    for place, person in enumerate(people[order].tolist()):
+        first = first_places.setdefault(person, place)
+        keys.append(seen[person] // group_size * len(order) + first)
         seen[person] += 1
-    return np.concatenate([*[units] * times, order[np.argsort(turns, kind="stable")][:more]])
+    groups = np.unique(keys, return_inverse=True)[1]
+    num_chosen = round((weight - times) * (groups.max() + 1))
+    by_group = np.argsort(groups, kind="stable")
+    chosen = by_group[groups[by_group] < (num_chosen or times == 0)]
+    return np.concatenate([*[units] * times, order[chosen]])
 
 
 def check_batch_size(data: DataConfig, num_pairs: int, num_identities: int) -> None:

@@ -40,7 +40,7 @@ from cskt.model.io.native import NOTE, MethodFile, save_weights
 from cskt.utils.arguments import expect, listed
 from cskt.utils.console import bar
 from cskt.utils.modules import named_tensors
-from cskt.utils.paths import check_path
+from cskt.utils.paths import check_path, expanded
 
 PLAIN = ("{}",)
 """The template that leaves a caption as it is."""
@@ -109,7 +109,7 @@ class Encoder:
         self.source = source
         self.config = config
         self.note = note
-        self._cache_dir = None if options.cache_dir is None else Path(options.cache_dir)
+        self._cache_dir = None if options.cache_dir is None else expanded(options.cache_dir)
         self._compile = options.compile
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Kinds of models that a path names: `READERS` decides what a path is, and each of them reads one kind.
+"""Readers of the kinds of models that a path names. `READERS` lists them in the order in which they are tried.
 
 A new kind of model is one subclass of `Reader` and one entry in `READERS`.
 """
@@ -42,7 +42,6 @@ from cskt.model.io.native import NOTE, kind_of, read_method
 from cskt.model.io.released.reader import is_released, read_released, read_released_config
 from cskt.model.io.weights import assume_openai, load_backbone, load_state
 from cskt.plugins import of_section, required
-from cskt.utils.paths import check_path
 
 WHOLE = ("",)
 """Every tensor of a model, as a prefix of their names."""
@@ -115,7 +114,7 @@ class Reader(ABC):
         )  # fmt: skip
 
     def check(self, source: ModelSource) -> None:
-        """Raise CsktError for an argument that has no effect on this kind of model, or is none of its values."""
+        """Raise CsktError for an unknown value of `weights`, or an argument without effect on this kind of model."""
         if source.weights not in (None, "model", "ema"):
             raise CsktError(f"weights '{source.weights}': must be model or ema")
         if source.weights == "ema" and not self.may_hold_ema:
@@ -251,7 +250,6 @@ READERS: tuple[Reader, ...] = (ExportedReader(), RunReader(), ReleasedReader(), 
 def reader_of(path: str | Path) -> Reader:
     """Return the reader of the model at a path."""
     path = local_path(path)
-    check_path(path)
     return next(reader for reader in READERS if reader.matches(path))
 
 

@@ -35,6 +35,7 @@ from cskt.export.graphs import write_graphs
 from cskt.model.io.cache import sha256_of
 from cskt.utils.files import write_errors
 from cskt.utils.messages import require
+from cskt.utils.paths import check_path
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,9 @@ def _others(folder: Path) -> list[Path]:
 
 def check_replaceable(folder: Path) -> None:
     """Check that a folder can be replaced: neither the working directory nor one that contains it."""
-    place, here = folder.resolve(), Path.cwd()
+    check_path(folder)
+    with file_system_errors(folder):
+        place, here = folder.resolve(), Path.cwd()
     if place == here or place in here.parents:
         raise CsktError(f"{folder}: is or contains the working directory; name a new folder with --output")
 

@@ -217,10 +217,10 @@ def _entries(config: RunConfig) -> list[tuple[Registry[Any], str]]:
 
 
 def data_digest(split: Split) -> str:
-    """Return the SHA-256 of identities, file names, captions and back-translations in order, wherever the data set is.
+    """Return the SHA-256 of identities, file names, captions and back-translations in order.
 
-    Runs record it. `Split.sha256`, which results of evaluations record, has another format, and both stay, because
-    files contain them.
+    It does not depend on the folder of the data set. Runs record it. `Split.sha256`, which evaluations record, has
+    another format; neither can change, because files contain both.
     """
     content = [
         (record.pid, record.image_path.name, record.captions, *filter(None, [record.back_translations]))

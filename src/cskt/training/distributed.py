@@ -294,6 +294,8 @@ def process_group() -> Generator[Processes, None, None]:
     if ranks.world_size == 1:
         yield processes
         return
+    if dist.is_initialized():
+        raise CsktError("torch.distributed is initialised already; cskt.train initialises it by itself")
     log = logging.getLogger("cskt")
     level = log.level
     # Before the group exists: a default argument there is the group at the time of the import, and keeps it alive.

@@ -99,12 +99,12 @@ class StepMonitor:
             CsktError: all steps were skipped, and halving the scale further cannot help, or no epoch is left for it.
         """
         progress = self._state.progress
-        num_updates = -(-num_batches // self._config.loop.accumulate_steps)
+        num_due = -(-num_batches // self._config.loop.accumulate_steps)
         epoch, skipped, lost = progress.epoch + 1, progress.skipped_steps, progress.batches_without_negatives
         progress.skipped_steps = progress.batches_without_negatives = 0
-        has_learned = bool(self._state.optimizer.state)  # filled by the first step that is not skipped
+        progress.num_updates += num_due - skipped
         is_last = epoch == self._config.loop.num_epochs
-        if skipped == num_updates and (self._state.scaler.get_scale() < 1 or (is_last and not has_learned)):
+        if skipped == num_due and (self._state.scaler.get_scale() < 1 or (is_last and not progress.num_updates)):
             raise CsktError(
                 f"precision fp16: all {skipped} steps of epoch {epoch} were skipped because gradients overflowed, so"
                 " nothing was learned; use --precision bf16 or fp32"
@@ -112,7 +112,7 @@ class StepMonitor:
         if skipped:
             logger.warning(
                 "epoch %d: %d of %d steps were skipped because fp16 gradients overflowed; a few at the start are usual",
-                epoch, skipped, num_updates,
+                epoch, skipped, num_due,
             )  # fmt: skip
         if lost and not self._warned_of_negatives:
             self._warned_of_negatives = True

@@ -26,7 +26,7 @@ from cskt.config.file_names import BEST, CONFIG, EVENTS, LAST, LAST_EPOCH, PREVI
 from cskt.config.released_flags import to_published
 from cskt.errors import CsktError, file_system_errors
 from cskt.training.events import read_events
-from cskt.training.launch import record_refusal
+from cskt.training.launch import REFUSED, record_refusal
 from cskt.utils.files import write_atomically, write_errors
 from cskt.utils.messages import command_text
 from cskt.utils.paths import file_name, inside
@@ -50,8 +50,9 @@ class RunFolder:
 
         A start that failed before its first checkpoint holds nothing that anyone needs: its files are replaced.
         """
-        if _is_unfinished_start(self.path):
-            for name in (EVENTS, CONFIG):  # in this order: without a config, old events would never be deleted
+        flat = yaml.safe_dump(to_published(config, architecture), sort_keys=False)
+        if _is_unfinished_start(self.path, flat):
+            for name in (REFUSED, EVENTS, CONFIG):  # the config last: without it old events would never be deleted
                 with file_system_errors(self.path / name):
                     (self.path / name).unlink(missing_ok=True)
         if (self.path / CONFIG).exists():
@@ -60,7 +61,6 @@ class RunFolder:
             if has_checkpoint(self.path):
                 remedy = f"resume it (--resume {self.path})"
             raise CsktError(f"{self.path}: already holds a run; {remedy} or name another folder")
-        flat = yaml.safe_dump(to_published(config, architecture), sort_keys=False)
         with self.guarded_write():
             with write_errors(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -182,16 +182,20 @@ def has_checkpoint(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (LAST, PREVIOUS))
 
 
-def _is_unfinished_start(folder: Path) -> bool:
+def _is_unfinished_start(folder: Path, flat: str) -> bool:
     """Return whether a run ended before its first checkpoint, as it does if an image cannot be read.
 
-    The run of which only the weights were deleted has events of steps or of its end. A config without events is that
-    of a killed start if the flat copy, which is written first, is beside it, and otherwise a file of the user.
+    A run of which only the weights were deleted has events of steps or of its end. A start that was killed before its
+    first event has left the flat config of the same run, `flat`; any other config is a file of the user.
     """
     if any((folder / name).exists() for name in (LAST, PREVIOUS, BEST)):
         return False
     events = {event["event"] for event in read_events(folder)}
-    return not events & {"step", "end"} if "start" in events else not events and (folder / RELEASED_CONFIG).exists()
+    if "start" in events:
+        return not events & {"step", "end"}
+    copy = folder / RELEASED_CONFIG  # written before config.yaml
+    with file_system_errors(copy):
+        return not events and copy.is_file() and copy.read_bytes() == flat.encode()
 
 
 def fresh_folder(config: RunConfig) -> Path:
