@@ -81,7 +81,7 @@ def released(folder: Path) -> Path:
         ("cskt.model.io.released.reader.plain_yaml", lambda folder: read_released_config(released(folder))),
         ("cskt.image_files.formats.formats", lambda _: decode_image(crop("PNG"))),
         ("cskt.image_files.jpeg.check_size", lambda _: decode_image(crop("JPEG"))),
-        ("cskt.training.distributed.has_agent_store", lambda _: distributed._connect(distributed.Ranks(0, 1))),
+        ("cskt.training.distributed.has_agent_store", lambda _: distributed._connect(distributed.Ranks(0, 1), "gloo")),
     ],
 )
 def test_a_bug_around_a_library_call(

@@ -135,6 +135,7 @@ def test_what_the_released_programs_run_gets_no_such_warning(
 
 VALUES: list[tuple[str, dict[str, Any]]] = [
     ("--name 2024", {"name": "2024"}),
+    ("--root_dir 2024", {"data.root": "2024"}),
     ("--output_dir 007", {"output_dir": "007"}),
     ("--log_period 7", {"loop.log_period_steps": 7}),
     ("--eval_period 3", {"loop.eval_period_epochs": 3}),

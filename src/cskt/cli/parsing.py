@@ -45,6 +45,8 @@ ROOT, MIX = "data.root", "data.mix"
 DEFAULT_RECIPE = "cskt"
 FIELDS = dict(flat_fields())
 """Config key -> its field."""
+TEXTS = ("str", "Location", "DatasetName")
+"""Annotations of keys whose values are text."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -235,10 +237,10 @@ def config_value(key: str, text: str) -> Any:
     """Return the text of a flag as the value of a config key: text, or its value in YAML (1e-4, true, [2, 3])."""
     field = FIELDS.get(key)
     kind, default = ("", None) if field is None else (str(field.type), field.default)
-    if kind == "str":  # --name 2024 is a name and no number
-        return text
     if kind.endswith("| None") and text.lower() in ("none", "null"):
         return None
+    if kind.removesuffix(" | None") in TEXTS:  # --name 2024 is a name and no number
+        return text
     is_series = isinstance(default, tuple) or kind.startswith(("ChannelMeans", "ChannelStds"))
     try:
         return plain_yaml(f"[{text}]" if is_series and not text.startswith("[") else text)

@@ -33,14 +33,14 @@ class Prefetcher(Generic[AnyBatch]):
 
     Everything else of a batch stays on the host, such as captions, which are augmented and masked there. For an
     accelerator a thread takes the next batch and copies its images while the current one is in use; on CUDA from pinned
-    memory and in a stream of its own, for which the consumer's stream waits and the host does not. On a CPU there is no
+    memory and in a stream for copies, for which the consumer's stream waits and the host does not. On a CPU there is no
     thread. The generator of the batches is closed with the prefetcher.
     """
 
     def __init__(self, batches: Generator[AnyBatch, None, None], device: torch.device) -> None:
         self._batches = batches
         self._device = device
-        self._stream = _copy_stream(_index(device)) if device.type == "cuda" else None
+        self._stream = _copy_stream(_device_index(device)) if device.type == "cuda" else None
         self._thread = None if device.type == "cpu" else ThreadPoolExecutor(1, "prefetcher", self._begin_thread)
         self._waited_seconds = 0.0
 
@@ -89,7 +89,7 @@ class Prefetcher(Generic[AnyBatch]):
             return dataclasses.replace(batch, images=to_device(batch.images, self._device))
 
 
-def _index(device: torch.device) -> int:
+def _device_index(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
 
 

@@ -164,8 +164,8 @@ def draw_mixed_batches(
     batches = []
     for group in groups:
         num_batches = -(-len(group) * data.captions_per_image // data.batch_size)
-        people, numbered = np.unique(pids[group], return_inverse=True)
-        check_batch_size(data, len(group) * data.captions_per_image, len(people))
+        distinct, numbered = np.unique(pids[group], return_inverse=True)
+        check_batch_size(data, len(group) * data.captions_per_image, len(distinct))
         batches += [group[batch] for batch in draw_batches(numbered, data, num_batches, random)]
     return [batches[place] for place in random.permutation(len(batches))] if len(groups) > 1 else batches
 
@@ -184,15 +184,15 @@ def _repeated(
     times, order = int(weight), random.permutation(units)
     first_places: dict[int, int] = {}
     seen: Counter[int] = Counter()
-    keys = []  # of the group of each unit
+    keys = []  # the same for the units of a group; all first groups before all second ones
     for place, person in enumerate(people[order].tolist()):
         first = first_places.setdefault(person, place)
         keys.append(seen[person] // group_size * len(order) + first)
         seen[person] += 1
     groups = np.unique(keys, return_inverse=True)[1]
-    num_chosen = round((weight - times) * (groups.max() + 1))
+    num_chosen = max(round((weight - times) * (groups.max() + 1)), 0 if times else 1)
     by_group = np.argsort(groups, kind="stable")
-    chosen = by_group[groups[by_group] < (num_chosen or times == 0)]
+    chosen = by_group[groups[by_group] < num_chosen]
     return np.concatenate([*[units] * times, order[chosen]])
 
 

@@ -181,11 +181,11 @@ def _claim(folder: Path, stack: ExitStack) -> None:
 
 
 def _resumes(choice: Resume, folder: Path | None) -> bool:
-    """Return whether the run in a folder is continued; raises CsktError if it must be and has no checkpoint."""
+    """Return whether the run in a folder is continued; raises CsktError if it must be and there is no such folder."""
     if choice is Resume.REQUIRED:
         if folder is None:
             raise CsktError("resume: name the folder of the run to continue")
-        if not has_checkpoint(folder):
+        if not folder.is_dir():
             raise MissingFileError(f"{folder / LAST}: no such file{NOTHING_TO_RESUME}")
         return True
     if choice is Resume.NEVER or folder is None:

@@ -31,6 +31,7 @@ class _Step(NamedTuple):
     epoch: int
     step: int
     losses: dict[str, Tensor]
+    is_update: bool
     largest_gradient: Tensor
     pids: Tensor
     image_ids: Tensor
@@ -57,9 +58,10 @@ class StepMonitor:
         image_ids = image_ids_per_pair(batch)
         if without_negatives(self._losses, batch.pids, image_ids):
             self._state.progress.batches_without_negatives += 1
+        is_update = largest_gradient is not None
         largest = losses["loss"].new_zeros(()) if largest_gradient is None else largest_gradient
-        weights = self._state.objective.weights_of(batch.pair_ids)
-        self._unread.append(_Step(self._state.progress.epoch, step, losses, largest, batch.pids, image_ids, weights))
+        weights, epoch = self._state.objective.weights_of(batch.pair_ids), self._state.progress.epoch
+        self._unread.append(_Step(epoch, step, losses, is_update, largest, batch.pids, image_ids, weights))
         return len(self._unread)
 
     def read(self) -> tuple[float, dict[str, float]]:
@@ -79,6 +81,8 @@ class StepMonitor:
                 if not self._state.scaler.is_enabled():
                     raise self._diverged("a gradient is not finite", one)
                 self._state.progress.skipped_steps += 1
+            elif one.is_update:
+                self._state.progress.has_updated = True
             self._watch.add(losses.get("sdm"), one.pids, one.image_ids, one.weights)
         self._unread = []
         return losses.pop("loss"), losses
@@ -102,9 +106,8 @@ class StepMonitor:
         num_due = -(-num_batches // self._config.loop.accumulate_steps)
         epoch, skipped, lost = progress.epoch + 1, progress.skipped_steps, progress.batches_without_negatives
         progress.skipped_steps = progress.batches_without_negatives = 0
-        progress.num_updates += num_due - skipped
         is_last = epoch == self._config.loop.num_epochs
-        if skipped == num_due and (self._state.scaler.get_scale() < 1 or (is_last and not progress.num_updates)):
+        if skipped == num_due and (self._state.scaler.get_scale() < 1 or (is_last and not progress.has_updated)):
             raise CsktError(
                 f"precision fp16: all {skipped} steps of epoch {epoch} were skipped because gradients overflowed, so"
                 " nothing was learned; use --precision bf16 or fp32"

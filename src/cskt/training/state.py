@@ -37,8 +37,8 @@ class Progress:
     """Optimizer steps of the current epoch that were skipped because a scaled gradient overflowed (fp16)."""
     batches_without_negatives: int = 0
     """Batches of the current epoch in which a loss found no negative."""
-    num_updates: int = 0
-    """Optimizer steps of all completed epochs that were not skipped; in checkpoints of earlier versions 0."""
+    has_updated: bool = False
+    """True after an optimizer step that was not skipped."""
 
 
 class ExponentialMovingAverage:
