@@ -4,7 +4,7 @@
     python -m benchmarks.scaling_plan --gpu gpu-check.json     # with a step measured by benchmarks.gpu_check
 
 Counted are kernels, the bytes that they read and write, operations, and bytes of gradients of a step at ViT-B/16, 384 x
-128, captions of 37 tokens on average, in bfloat16 autocast, eager. `Device` has the speed of a device and `Links` that
+128, captions padded to 48 tokens, in bfloat16 autocast, eager. `Device` has the speed of a device and `Links` that
 of links; both are from data sheets and assumptions, not measured. A step of B pairs on N devices, with b = B / N
 (rounded up) each:
 
